@@ -1,0 +1,231 @@
+"""The stream of events that flows through every hop, and its contract.
+
+    StreamEvent = Started | ReasoningDelta | TextDelta | ToolCallDelta | Heartbeat | Usage | Finished
+
+The contract: `Started` first; then deltas; at most one `Usage`; then exactly one end, `Finished` or a failure
+(an `LlmError` in process). `Heartbeat` may come anywhere, also before `Started`. A stream that just stops has failed:
+nothing that reads one takes its end of input for an end of the answer.
+
+`StreamContract` holds a stream to it, event by event, so that synchronous and asyncio hops share the logic;
+`checked` applies it to an iterator, `Collector` folds a stream into one `Answer`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from lambdalm.errors import Code, LlmError
+from lambdalm.timings import Timings
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended; OpenAI's four values."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    pass
+
+
+class Started(_Event, frozen=True, tag="started"):
+    """The answer begins. `id` is the request's id, `model` the model that really answers."""
+
+    id: str
+    model: str
+
+
+class ReasoningDelta(_Event, frozen=True, tag="reasoning_delta"):
+    """More of the model's reasoning, which is not part of the answer's text."""
+
+    text: str
+
+
+class TextDelta(_Event, frozen=True, tag="text_delta"):
+    """More of the answer's text. Concatenated, the deltas are the text exactly; how it is cut is not promised."""
+
+    text: str
+
+
+class ToolCallDelta(_Event, frozen=True, tag="tool_call_delta"):
+    """More of the tool call number `index`: `id` and `name` come once, `arguments` (JSON text) in pieces."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Heartbeat(_Event, frozen=True, tag="heartbeat"):
+    """Nothing has happened, and the stream lives."""
+
+
+class Usage(_Event, frozen=True, tag="usage"):
+    """Tokens spent, as the engine counted them; unknown stays absent and is never zero."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Finished(_Event, frozen=True, tag="finished"):
+    """The whole answer has been sent. It repeats the usage, so that the last event alone tells all."""
+
+    reason: FinishReason
+    usage: Usage | None = None
+    timings: Timings = {}
+
+
+Delta = ReasoningDelta | TextDelta | ToolCallDelta
+StreamEvent = Started | ReasoningDelta | TextDelta | ToolCallDelta | Heartbeat | Usage | Finished
+
+
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole tool call; `arguments` is JSON text."""
+
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole answer: what `/query` gives without `stream`."""
+
+    id: str
+    model: str
+    text: str
+    finish_reason: FinishReason
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    usage: Usage | None = None
+    timings: Timings = {}
+
+
+class StreamContract:
+    """Holds one stream to the contract. Give it each event (`accept`), and tell it of the end of input (`close`)."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self.finished = False
+        self._usage: Usage | None = None
+
+    def accept(self, event: StreamEvent) -> StreamEvent:
+        """Returns the event, or raises `LlmError(INTERNAL)` where the sender broke the contract.
+
+        `Finished` comes out with the usage that went before it.
+        """
+        if self.finished:
+            raise _broken(f"{_name(event)} after finished")
+        if isinstance(event, Heartbeat):
+            return event
+        if isinstance(event, Started):
+            if self.started:
+                raise _broken("started twice")
+            self.started = True
+            return event
+        if not self.started:
+            raise _broken(f"{_name(event)} before started")
+        if isinstance(event, Usage):
+            if self._usage is not None:
+                raise _broken("usage twice")
+            self._usage = event
+        elif isinstance(event, Finished):
+            self.finished = True
+            if event.usage is None and self._usage is not None:
+                return msgspec.structs.replace(event, usage=self._usage)
+        return event
+
+    def close(self) -> None:
+        """The input has ended: raises `LlmError(UNAVAILABLE)` unless `Finished` came first."""
+        if not self.finished:
+            raise LlmError(Code.UNAVAILABLE, "the stream broke off before its end: the answer is incomplete")
+
+
+def _name(event: StreamEvent) -> str:
+    return str(event.__struct_config__.tag)
+
+
+def _broken(what: str) -> LlmError:
+    return LlmError(Code.INTERNAL, f"the stream broke its contract: {what}")
+
+
+def checked(stream: Iterable[StreamEvent]) -> Iterator[StreamEvent]:
+    """The same stream, held to its contract; raises what `StreamContract` raises."""
+    contract = StreamContract()
+    for event in stream:
+        yield contract.accept(event)
+    contract.close()
+
+
+class Collector:
+    """Folds a stream that keeps the contract into one `Answer`."""
+
+    def __init__(self) -> None:
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tools: dict[int, ToolCall] = {}
+
+    def add(self, event: StreamEvent) -> None:
+        match event:
+            case Started():
+                self._started = event
+            case TextDelta(text):
+                self._text.append(text)
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallDelta():
+                call = self._tools.get(event.index, ToolCall())
+                self._tools[event.index] = ToolCall(
+                    call.id or event.id, call.name or event.name, call.arguments + event.arguments
+                )
+            case Finished():
+                self._finished = event
+
+    def answer(self) -> Answer:
+        """Raises `LlmError(UNAVAILABLE)` when the end has not come."""
+        if self._started is None or self._finished is None:
+            raise LlmError(Code.UNAVAILABLE, "the stream broke off before its end: the answer is incomplete")
+        return Answer(
+            id=self._started.id,
+            model=self._started.model,
+            text="".join(self._text),
+            finish_reason=self._finished.reason,
+            reasoning="".join(self._reasoning) or None,
+            tool_calls=tuple(self._tools[index] for index in sorted(self._tools)),
+            usage=self._finished.usage,
+            timings=self._finished.timings,
+        )
+
+
+def collect(stream: Iterable[StreamEvent]) -> Answer:
+    """The whole answer of a stream; raises what the stream raises, and `LlmError` where it breaks the contract."""
+    collector = Collector()
+    for event in checked(stream):
+        collector.add(event)
+    return collector.answer()
+
+
+def join(events: Iterable[StreamEvent]) -> list[StreamEvent]:
+    """The same stream in fewer events: neighbouring deltas of text become one, and so do those of reasoning."""
+    joined: list[StreamEvent] = []
+    texts: list[str] = []
+    kind: type[TextDelta] | type[ReasoningDelta] | None = None
+    for event in events:
+        if kind is not None and type(event) is not kind:
+            joined.append(kind("".join(texts)))
+            kind, texts = None, []
+        if isinstance(event, TextDelta | ReasoningDelta):
+            kind = type(event)
+            texts.append(event.text)
+        else:
+            joined.append(event)
+    if kind is not None:
+        joined.append(kind("".join(texts)))
+    return joined

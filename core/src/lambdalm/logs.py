@@ -1,0 +1,58 @@
+"""Logs that one can read: a line an event on stderr, for people (`console`) or machines (`json`).
+
+Built on structlog over the standard library's logging, so that gunicorn's, Flask's and grpc's own lines look the same.
+Every line names its hop; `bind` adds a request's id to the lines that its thread or task writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Format = Literal["console", "json"]
+
+
+def configure(hop: str, level: Level = "INFO", format: Format = "console") -> None:
+    """Set the process's logging up; every line from here on names `hop`."""
+
+    def add_hop(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["hop"] = hop
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_hop,
+    ]
+    last: structlog.typing.Processor
+    if format == "json":
+        last = structlog.processors.JSONRenderer()
+        shared.append(structlog.processors.format_exc_info)
+    else:
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=30)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def get(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger called `name`."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

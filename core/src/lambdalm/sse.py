@@ -1,0 +1,97 @@
+"""Server-sent events without I/O: bytes in, messages out, and back.
+
+Follows the WHATWG event stream format: lines end in LF, CR or CRLF, wherever the input is cut; `data` lines of one
+message are joined by LF; a message without data is dropped; a byte order mark at the start is skipped. `id` and
+`retry` are read over, nobody here uses them. Two things are stricter than in a browser: text that is not UTF-8 is an
+error, since it would not be the text that was sent, and so is a message of more than `limit` bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lambdalm.errors import Code, LlmError
+
+CONTENT_TYPE = "text/event-stream"
+HEARTBEAT = b": heartbeat\n\n"
+"""A comment: it keeps the connection busy, and no reader takes it for an event."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Message(NamedTuple):
+    """One event: its name ("message" where none was given) and its data."""
+
+    event: str
+    data: str
+
+
+def encode(event: str, data: bytes) -> bytes:
+    """One event as bytes. `data` must have no line ends in it: JSON never has."""
+    return b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+
+
+class Decoder:
+    """Feed it bytes as they come; it gives the messages that they complete.
+
+    Raises `LlmError(INTERNAL)` for text that is not UTF-8, and for a message over `limit` bytes.
+    """
+
+    def __init__(self, limit: int = 4 * 1024 * 1024) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []  # of the line not ended yet
+        self._size = 0  # bytes held for the message not ended yet
+        self._after_cr = False
+        self._at_start = True
+        self._event = ""
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> Iterator[Message]:
+        """The messages that this chunk completes. Iterate it to its end before the next `feed`."""
+        if self._after_cr and chunk:
+            self._after_cr = False
+            chunk = chunk.removeprefix(b"\n")
+        self._after_cr = chunk.endswith(b"\r") or (not chunk and self._after_cr)
+        self._hold(len(chunk))
+        *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for part in ended:
+            line = b"".join([*self._pieces, part])
+            self._pieces.clear()
+            message = self._line(line)
+            if message is not None:
+                self._size = 0
+                yield message
+        if rest:
+            self._pieces.append(rest)
+
+    def _hold(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limit:
+            raise LlmError(Code.INTERNAL, f"an event of more than {self._limit} bytes in the stream")
+
+    def _line(self, line: bytes) -> Message | None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            return self._dispatch()
+        field, _, value = _text(line).partition(":")
+        value = value.removeprefix(" ")
+        if field == "data":
+            self._data.append(value)
+        elif field == "event":
+            self._event = value
+        return None
+
+    def _dispatch(self) -> Message | None:
+        event, data = self._event or "message", self._data
+        self._event, self._data = "", []
+        return Message(event, "\n".join(data)) if data else None
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise LlmError(Code.INTERNAL, "the stream holds bytes that are not UTF-8") from None
