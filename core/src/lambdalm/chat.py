@@ -92,7 +92,7 @@ class QueryBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     messages: tuple[Message, ...] | None = None
     model: Name | None = None
     max_tokens: Count | None = None
-    maxTokens: Count | None = None
+    maxTokens: Count | None = None  # noqa: N815  # the name on the wire
     temperature: Temperature | None = None
     top_p: Probability | None = None
     presence_penalty: Penalty | None = None

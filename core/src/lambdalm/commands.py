@@ -30,6 +30,7 @@ class Flag(NamedTuple):
     type: Any = str
 
 
+PORT = Flag("port", "listen.port", "the port to listen on", int)
 LOG_LEVEL = Flag("log-level", "log.level", "how much to log", click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 
 

@@ -62,9 +62,7 @@ def show(loaded: Loaded[Any]) -> str:
         for path, value in _leaves(msgspec.to_builtins(loaded.value), "")
     ]
     width = max((len(path) + len(value) for path, value in rows), default=0) + 2
-    return "\n".join(
-        f"{path}: {value}".ljust(width + 2) + f"# {_source(path, loaded.sources)}" for path, value in rows
-    )
+    return "\n".join(f"{path}: {value}".ljust(width + 2) + f"# {_source(path, loaded.sources)}" for path, value in rows)
 
 
 def expand(text: str, environ: Mapping[str, str], used: list[str]) -> str:
@@ -112,9 +110,7 @@ def _expand_tree(node: Any, path: str, environ: Mapping[str, str], sources: dict
             for key, value in node.items()
         }
     if isinstance(node, list):
-        return [
-            _expand_tree(value, f"{path}[{index}]", environ, sources, file) for index, value in enumerate(node)
-        ]
+        return [_expand_tree(value, f"{path}[{index}]", environ, sources, file) for index, value in enumerate(node)]
     if not isinstance(node, str) or "${" not in node:
         return node
     used: list[str] = []

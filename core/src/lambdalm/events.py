@@ -66,18 +66,28 @@ class Heartbeat(_Event, frozen=True, tag="heartbeat"):
     """Nothing has happened, and the stream lives."""
 
 
-class Usage(_Event, frozen=True, tag="usage"):
+class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens spent, as the engine counted them; unknown stays absent and is never zero."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
+class Usage(_Event, frozen=True, tag="usage"):
+    """Tokens spent, as soon as they are known."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def tokens(self) -> Tokens:
+        return Tokens(self.prompt_tokens, self.completion_tokens)
+
+
 class Finished(_Event, frozen=True, tag="finished"):
     """The whole answer has been sent. It repeats the usage, so that the last event alone tells all."""
 
     reason: FinishReason
-    usage: Usage | None = None
+    usage: Tokens | None = None
     timings: Timings = {}
 
 
@@ -102,7 +112,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: FinishReason
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    usage: Usage | None = None
+    usage: Tokens | None = None
     timings: Timings = {}
 
 
@@ -137,7 +147,7 @@ class StreamContract:
         elif isinstance(event, Finished):
             self.finished = True
             if event.usage is None and self._usage is not None:
-                return msgspec.structs.replace(event, usage=self._usage)
+                return msgspec.structs.replace(event, usage=self._usage.tokens())
         return event
 
     def close(self) -> None:

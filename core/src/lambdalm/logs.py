@@ -1,7 +1,8 @@
 """Logs that one can read: a line an event on stderr, for people (`console`) or machines (`json`).
 
 Built on structlog over the standard library's logging, so that gunicorn's, Flask's and grpc's own lines look the same.
-Every line names its hop; `bind` adds a request's id to the lines that its thread or task writes.
+Every line names its hop; structlog's contextvars add what is bound to a
+thread or task, such as a request's id.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ import logging
 import sys
 from typing import Literal
 
+import msgspec
 import structlog
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Format = Literal["console", "json"]
 
 
-def configure(hop: str, level: Level = "INFO", format: Format = "console") -> None:
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much to log, and for whom."""
+
+    level: Level = "INFO"
+    format: Format = "console"
+
+
+def configure(hop: str, config: LogConfig) -> None:
     """Set the process's logging up; every line from here on names `hop`."""
 
     def add_hop(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -30,7 +39,7 @@ def configure(hop: str, level: Level = "INFO", format: Format = "console") -> No
         add_hop,
     ]
     last: structlog.typing.Processor
-    if format == "json":
+    if config.format == "json":
         last = structlog.processors.JSONRenderer()
         shared.append(structlog.processors.format_exc_info)
     else:
@@ -49,7 +58,7 @@ def configure(hop: str, level: Level = "INFO", format: Format = "console") -> No
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(config.level)
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -1,0 +1,1 @@
+"""The pipeline's language over gRPC: what the edge and the gRPC proxy share (the extra `rpc`)."""

@@ -1,0 +1,56 @@
+"""The seam between the backend and an engine: a provider.
+
+A provider always asks its engine for a stream, also when the caller wants one answer: only a stream can be stopped in
+the middle. Whatever it blocks on, it registers with the Call how to be woken (`call.on_cancel`), and when its
+generator is closed or raises, the engine has stopped working for that request. It translates its engine's errors into
+`LlmError` at once. It does not retry and remembers nothing. A parameter that its engine does not have is an
+INVALID_ARGUMENT that names it, unless its value is neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest
+from lambdalm.events import StreamEvent
+
+
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A model that can be asked for; `context_window` is in tokens, prompt and answer together."""
+
+    id: str
+    provider: str
+    context_window: int | None = None
+
+
+class ProviderHealth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether the engine can answer now, and if not, why and what to do."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Provider(Protocol):
+    """One engine. `stream` is called from many threads at a time, at most `slots` of them."""
+
+    name: str
+
+    def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
+        """The events of one answer, as the contract in `lambdalm.events` says; raises LlmError."""
+        ...
+
+    def health(self) -> ProviderHealth:
+        """Cheap; never spends model time."""
+        ...
+
+    def models(self) -> Sequence[ModelInfo]:
+        """The models it can be asked for, the default first."""
+        ...
+
+    def close(self) -> None:
+        """Stop the engine; no stream is running any more."""
+        ...

@@ -1,0 +1,29 @@
+"""The provider whose model names are behaviours and faults: for trying clients, and for this project's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest
+from lambdalm.events import StreamEvent
+from lambdalm.testing import scripted
+
+
+class ScriptedProvider:
+    """Plays `lambdalm.testing.scripted`."""
+
+    name = "scripted"
+
+    def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
+        return scripted.play(request, call)
+
+    def health(self) -> ProviderHealth:
+        return ProviderHealth(ok=True)
+
+    def models(self) -> Sequence[ModelInfo]:
+        return [ModelInfo(name, self.name) for name in scripted.BEHAVIOURS]
+
+    def close(self) -> None:
+        pass

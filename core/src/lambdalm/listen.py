@@ -1,0 +1,40 @@
+"""Where a server listens, and the rule that loopback is the default."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Host and port of a server. Beyond loopback only with `allow_public`, since nothing asks who is calling."""
+
+    host: str
+    port: Port
+    allow_public: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.allow_public and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines and there is no authentication here: "
+                "set allow_public to true if that is meant, or listen on 127.0.0.1"
+            )
+
+    @property
+    def address(self) -> str:
+        """As `host:port`, an IPv6 host in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name other than localhost counts as public."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
