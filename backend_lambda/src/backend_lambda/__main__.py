@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import flask
+from lambdalm import logs
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.web.app import HttpHop
+from lambdalm.web.server import serve as serve_web
+from lambdalm.web.worker import Lifecycle
 
 from backend_lambda.app import add_routes
 from backend_lambda.config import Config, ProviderConfig
 from backend_lambda.providers.base import Provider
 from backend_lambda.service import Backend
 from backend_lambda.slots import Slots
-from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
-from lambdalm.web.app import HttpHop
-from lambdalm.web.server import serve as serve_web
-from lambdalm.web.worker import Lifecycle
 
 HOP = "backend"
 

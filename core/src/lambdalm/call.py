@@ -29,6 +29,7 @@ from lambdalm.timings import HopClock
 REQUEST_ID = "x-request-id"
 REQUEST_TIMEOUT = "x-request-timeout"
 
+_HOP_MARGIN = 0.01  # seconds
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
@@ -53,6 +54,11 @@ class Call:
         """Seconds left of the budget; never below zero."""
         return max(0.0, self.deadline - time.monotonic())
 
+    def passed_on(self) -> float:
+        """Seconds to give the next hop: what is left, less what it takes to hear from that hop that they are over."""
+        left = self.remaining()
+        return max(left - _HOP_MARGIN, left / 2)
+
     def check(self) -> None:
         """Raises the error with which the call was cancelled, or DEADLINE_EXCEEDED when its time is up."""
         if self._stopped is not None:
@@ -64,7 +70,7 @@ class Call:
         """The DEADLINE_EXCEEDED of this call."""
         return LlmError(
             Code.DEADLINE_EXCEEDED,
-            f"the request's time budget of {self.budget:g} s is used up; X-Request-Timeout sets it",
+            f"the request's time budget of {self.budget:.3g} s is used up; X-Request-Timeout sets it",
             origin=self.clock.hop,
         )
 

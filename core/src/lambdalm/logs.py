@@ -43,7 +43,9 @@ def configure(hop: str, config: LogConfig) -> None:
         last = structlog.processors.JSONRenderer()
         shared.append(structlog.processors.format_exc_info)
     else:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=30)
+        last = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=30, exception_formatter=structlog.dev.plain_traceback
+        )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -30,7 +30,8 @@ class LlmServiceStub:
 
     Errors are statuses with google.rpc.ErrorInfo (domain "lambdalm", metadata "origin": where it happened) and, where
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
-    answers and errors alike. Metadata `x-request-id` is taken over, and returned as initial metadata.
+    answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
+    trailing metadata.
     """
 
     def __init__(self, channel):
@@ -66,7 +67,8 @@ class LlmServiceServicer:
 
     Errors are statuses with google.rpc.ErrorInfo (domain "lambdalm", metadata "origin": where it happened) and, where
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
-    answers and errors alike. Metadata `x-request-id` is taken over, and returned as initial metadata.
+    answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
+    trailing metadata.
     """
 
     def generateText(self, request, context):
@@ -133,7 +135,8 @@ class LlmService:
 
     Errors are statuses with google.rpc.ErrorInfo (domain "lambdalm", metadata "origin": where it happened) and, where
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
-    answers and errors alike. Metadata `x-request-id` is taken over, and returned as initial metadata.
+    answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
+    trailing metadata.
     """
 
     @staticmethod

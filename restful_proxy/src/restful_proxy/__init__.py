@@ -1,0 +1,1 @@
+"""The RESTful proxy: HTTP with clients, gRPC with the proxy behind it."""

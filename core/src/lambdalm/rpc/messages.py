@@ -1,7 +1,7 @@
 """Requests, events and answers as protobuf messages, and back; no I/O.
 
-An empty string or list in a proto3 field without presence means that it was not given. `float` on the wire has 32 bits:
-0.7 arrives as 0.699999988, so that parameters are rounded to seven significant digits, which is what such a float holds.
+An empty string or list in a proto3 field without presence means that it was not given. `float` on the wire has 32
+bits, so that 0.7 arrives as 0.699999988: parameters are rounded to seven significant digits, all that it can hold.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from lambdalm_proto.v1 import llm_pb2 as pb
 
 from lambdalm.chat import ChatRequest, validate
 from lambdalm.errors import Code, LlmError
@@ -27,7 +28,6 @@ from lambdalm.events import (
     Usage,
 )
 from lambdalm.timings import HopTiming, Timings
-from lambdalm_proto.v1 import llm_pb2 as pb
 
 _FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 _PARAMETERS = ("max_tokens", *_FLOATS, "seed")
@@ -39,14 +39,12 @@ _REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
     FinishReason.CONTENT_FILTER: pb.FINISH_REASON_CONTENT_FILTER,
 }
-_REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
+_REASONS_BACK: dict[int, FinishReason] = {int(number): reason for reason, number in _REASONS.items()}
 
 
 def request_to_proto(request: ChatRequest) -> pb.LLMRequest:
     """A request as the edge sends it."""
-    parameters = pb.LLMRequest.Parameters(
-        **{name: getattr(request, name) for name in _PARAMETERS}, stop=request.stop
-    )
+    parameters = pb.LLMRequest.Parameters(**{name: getattr(request, name) for name in _PARAMETERS}, stop=request.stop)
     return pb.LLMRequest(
         prompt=request.prompt or "",
         parameters=parameters,

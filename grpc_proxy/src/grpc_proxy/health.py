@@ -1,0 +1,30 @@
+"""grpc.health.v1, truthful about the backend: SERVING only while the backend says that it can answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
+from lambdalm import logs
+
+from grpc_proxy.upstream import Upstream
+
+SERVICE = "lambdalm.v1.LlmService"
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_log = logs.get(__name__)
+
+
+async def watch(upstream: Upstream, servicer: aio.HealthServicer, every: float) -> None:
+    """Look at the backend every so many seconds, for ever, and set the health of the service and the server."""
+    before: str | None = "not looked at yet"
+    while True:
+        why = await upstream.healthy()
+        if why != before:
+            _log.info("the backend is healthy") if why is None else _log.warning("the backend is not healthy", why=why)
+            for service in ("", SERVICE):
+                await servicer.set(service, _SERVING if why is None else _NOT_SERVING)
+            before = why
+        await asyncio.sleep(every)

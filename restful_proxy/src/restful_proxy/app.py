@@ -1,0 +1,37 @@
+"""The edge's HTTP face: `/query`, `/healthz` (alive) and `/readyz` (ready)."""
+
+from __future__ import annotations
+
+import flask
+import msgspec
+from lambdalm.web.app import HttpHop
+from lambdalm.web.query import add_query
+
+from restful_proxy.upstream import GrpcProxy
+
+_CHECK_SECONDS = 1.0
+
+
+class Status(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of `/healthz` and `/readyz`."""
+
+    status: str
+    detail: str = ""
+
+
+def add_routes(hop: HttpHop, proxy: GrpcProxy) -> None:
+    """Serve the edge on this hop."""
+    add_query(hop, proxy.stream)
+
+    @hop.app.get("/healthz")
+    def healthz() -> flask.Response:
+        """200 while the process works at all, whatever is behind it."""
+        return hop.answer(Status("ok"), flask.g.clock)
+
+    @hop.app.get("/readyz")
+    def readyz() -> flask.Response:
+        """200 when a request would be answered: this hop is not stopping and those behind it are healthy."""
+        why = "shutting down" if hop.lifecycle.draining.is_set() else proxy.healthy(_CHECK_SECONDS)
+        response = hop.answer(Status("ready") if why is None else Status("not ready", why), flask.g.clock)
+        response.status_code = 200 if why is None else 503
+        return response

@@ -1,0 +1,28 @@
+"""The config of the RESTful proxy, as `config.yaml` explains it key by key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from lambdalm.listen import Listen
+from lambdalm.logs import LogConfig
+from lambdalm.web.limits import Limits
+from msgspec import Meta
+
+
+class GrpcConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The gRPC proxy that requests go to."""
+
+    target: Annotated[str, Meta(pattern=r"^.+:[0-9]+$")]
+    keepalive_seconds: Annotated[float, Meta(ge=10)] = 30
+    max_message_bytes: Annotated[int, Meta(ge=1)] = 4 * 1024 * 1024
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of `config.yaml`."""
+
+    listen: Listen
+    grpc: GrpcConfig
+    limits: Limits = Limits()
+    log: LogConfig = LogConfig()
