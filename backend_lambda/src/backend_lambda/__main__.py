@@ -18,6 +18,7 @@ from backend_lambda.config import Config, ProviderConfig
 from backend_lambda.providers.base import Provider
 from backend_lambda.service import Backend
 from backend_lambda.slots import Slots
+from backend_lambda.tryout import try_out
 
 HOP = "backend"
 
@@ -45,20 +46,22 @@ def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     backend = Backend(provider, Slots(config.provider.slots, config.provider.queue))
     hop = HttpHop(HOP, config.limits, lifecycle)
     add_routes(hop, backend, config.provider.slots)
-    logs.get(__name__).info(
-        "ready", provider=provider.name, model=provider.models()[0].id, listen=config.listen.address
-    )
+    logs.get(__name__).info("ready", provider=provider.name, model=provider.models()[0].id)
     return hop.app
 
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
-    PROVIDERS[config.provider.kind](config.provider).close()  # a model that cannot be used stops the start, here
     serve_web(lambda lifecycle: make_app(config, lifecycle), config.listen, config.limits)
 
 
 def test(config: Config) -> str:
-    raise NotImplementedError
+    """Ask the provider one short question."""
+    provider = PROVIDERS[config.provider.kind](config.provider)
+    try:
+        return try_out(provider)
+    finally:
+        provider.close()
 
 
 main = service_cli(

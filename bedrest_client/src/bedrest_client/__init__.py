@@ -1,0 +1,1 @@
+"""BedREST: the λλM client for the terminal."""

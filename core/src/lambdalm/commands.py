@@ -74,7 +74,10 @@ def service_cli(
 
     @command("Run the server until SIGTERM or Ctrl-C.")
     def serve_(loaded: config.Loaded[T]) -> None:
-        serve(loaded.value)
+        try:
+            serve(loaded.value)
+        except OSError as error:
+            fail(str(error), 1)
 
     @command("Try what the server would talk to, and say what was found.")
     def test_(loaded: config.Loaded[T]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvloop
 from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, fail, service_cli
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
 from lambdalm.errors import Code, LlmError
 
 from grpc_proxy import server
@@ -18,10 +18,7 @@ from grpc_proxy.upstream import BACKEND, Upstream
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
-    try:
-        uvloop.run(server.serve(config))
-    except OSError as error:
-        fail(str(error), 1)
+    uvloop.run(server.serve(config))
 
 
 def test(config: Config) -> str:

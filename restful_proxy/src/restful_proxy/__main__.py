@@ -26,7 +26,7 @@ def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     atexit.register(proxy.close)
     hop = HttpHop(HOP, config.limits, lifecycle)
     add_routes(hop, proxy)
-    logs.get(__name__).info("ready", listen=config.listen.address, grpc=config.grpc.target)
+    logs.get(__name__).info("ready", grpc=config.grpc.target)
     return hop.app
 
 

@@ -6,18 +6,24 @@ in the process that serves: engines and gRPC channels do not survive a fork.
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
+from lambdalm import logs
+from lambdalm.errors import LlmError
 from lambdalm.listen import Listen
 from lambdalm.web.limits import Limits
 from lambdalm.web.worker import Lifecycle, Worker
 
 _SPARE_THREADS = 16
+_BACKLOG = 2048
 _SPARE_CONNECTIONS = 1024  # waiting for headers, or kept alive
 
 
@@ -31,9 +37,9 @@ class _Logger(Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    def __init__(self, make_app: Callable[[Lifecycle], flask.Flask], listen: Listen, limits: Limits) -> None:
+    def __init__(self, make_app: Callable[[Lifecycle], flask.Flask], sock: socket.socket, limits: Limits) -> None:
         self._make_app = make_app
-        self._listen = listen
+        self._socket = sock
         self._limits = limits
         self._lifecycle = Lifecycle(limits)
         super().__init__()
@@ -42,12 +48,11 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         limits, lifecycle = self._limits, self._lifecycle
         threads = limits.max_in_flight + _SPARE_THREADS
         for name, value in {
-            "bind": self._listen.address,
+            "bind": f"fd://{self._socket.fileno()}",
             "workers": 1,
             "threads": threads,
             "worker_class": type("HopWorker", (Worker,), {"limits": limits, "lifecycle": lifecycle}),
             "worker_connections": threads + _SPARE_CONNECTIONS,
-            "backlog": 2048,
             "keepalive": 75,
             "graceful_timeout": int(limits.drain_pause + limits.grace) + 5,
             "limit_request_line": 8190,
@@ -59,9 +64,25 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self.cfg.set(name, value)
 
     def load(self) -> flask.Flask:
-        return self._make_app(self._lifecycle)
+        try:
+            return self._make_app(self._lifecycle)
+        except LlmError as error:
+            logs.get(__name__).error("cannot start", why=error.message)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status, and gunicorn tries for ever
 
 
 def serve(make_app: Callable[[Lifecycle], flask.Flask], listen: Listen, limits: Limits) -> None:
-    """Serve the app until SIGTERM or Ctrl-C; then leaves the process, as gunicorn does."""
-    _Server(make_app, listen, limits).run()
+    """Serve the app until SIGTERM or Ctrl-C; then leaves the process, as gunicorn does.
+
+    Raises OSError when the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        sock = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {listen.address}: {error.strerror}; is another server running there?"
+        ) from None
+    host, port = sock.getsockname()[:2]
+    logs.get(__name__).info("listening", address=f"{host}:{port}")
+    _Server(make_app, sock, limits).run()

@@ -1,0 +1,185 @@
+"""The whole chain as child processes on this machine: for tests, for `make run` and for `make up`.
+
+Each hop is its own command (`python -m backend_lambda serve`, …) with its own environment, as it would be on a machine
+of its own. `PORT` is taken out of the environment: some runners set it, and only the gRPC proxy would listen to it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+Line = Callable[[str, str], None]
+"""Takes a hop's name and one line of its log."""
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 40.0
+_LOOK_SECONDS = 0.02
+
+
+class Ports(NamedTuple):
+    """A port for each hop."""
+
+    backend: int
+    proxy: int
+    edge: int
+
+
+DEFAULT_PORTS = Ports(8500, 50051, 8080)
+MODULES = {"backend": "backend_lambda", "proxy": "grpc_proxy", "edge": "restful_proxy"}
+"""Hop → the module that runs it, in the order in which they start; they stop in the opposite order."""
+
+
+class ChainError(Exception):
+    """The chain did not start; the message has the last lines of the hop's log."""
+
+
+def free_ports() -> Ports:
+    """Three ports that nothing listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
+    ports = Ports(*(sock.getsockname()[1] for sock in sockets))
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def taken(port: int) -> bool:
+    """Whether something listens on this port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Hop:
+    """One hop's process."""
+
+    def __init__(self, name: str, environ: Mapping[str, str], on_line: Line) -> None:
+        self.name = name
+        self.tail: list[str] = []
+        self._on_line = on_line
+        # A session of its own: Ctrl-C is for whoever runs the chain, who then stops the hops in order.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", MODULES[name], "serve"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"{name}-log", daemon=True)
+        self._reader.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL if that is not enough; returns the exit status."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._reader.join()
+        return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to the hop and all of its processes: what a machine does that goes away."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for raw in lines:
+                line = raw.decode(errors="replace").rstrip()
+                self.tail = [*self.tail[-19:], line]
+                self._on_line(self.name, line)
+
+
+class Chain:
+    """The three servers. Use it as a context manager: what it has started it stops.
+
+    `environ` is added to each hop's environment (PROVIDER=scripted, …), `on_line` gets the lines of their logs.
+    """
+
+    def __init__(self, ports: Ports, environ: Mapping[str, str] = {}, on_line: Line = lambda hop, line: None) -> None:
+        self.ports = ports
+        self._on_line = on_line
+        self._environ = {name: value for name, value in os.environ.items() if name != "PORT"}
+        self._environ |= {
+            "BACKEND_PORT": str(ports.backend),
+            "GRPC_PORT": str(ports.proxy),
+            "LLM_PORT": str(ports.edge),
+            "PYTHONUNBUFFERED": "1",
+            **environ,
+        }
+        self.hops: dict[str, Hop] = {}
+
+    @property
+    def url(self) -> str:
+        """Of the edge."""
+        return f"http://127.0.0.1:{self.ports.edge}"
+
+    @property
+    def backend_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.backend}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.ports.proxy}"
+
+    def __enter__(self) -> Chain:
+        try:
+            for name in MODULES:
+                self.start(name)
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str) -> None:
+        """Start one hop (again)."""
+        self.hops[name] = Hop(name, self._environ, self._on_line)
+
+    def wait_ready(self) -> None:
+        """Returns when the edge says that the whole chain is ready; raises ChainError when a hop dies instead."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(f"{self.url}/readyz"):
+            for hop in self.hops.values():
+                if not hop.alive:
+                    raise ChainError(_obituary(hop))
+            if time.monotonic() > deadline:
+                raise ChainError(f"the chain is not ready after {_START_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Stop every hop that runs, the edge first."""
+        for name in reversed(MODULES):
+            if name in self.hops:
+                self.hops[name].stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310  # our own http URL
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _obituary(hop: Hop) -> str:
+    lines = "\n".join(f"    {line}" for line in hop.tail)
+    return f"the {hop.name} ended with status {hop.process.poll()}; the last it said:\n{lines}"
