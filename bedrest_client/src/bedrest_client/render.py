@@ -64,7 +64,7 @@ def statistics(answer: Answer, own: HopTiming) -> str:
     """One line: model, tokens, and where the time went. `own` is the client's clock, for what no hop has told."""
     usage = answer.usage.completion_tokens if answer.usage else None
     outer = next((answer.timings[hop] for hop in _OUTER_FIRST if hop in answer.timings), own)
-    first = outer.first_token_ms if outer.first_token_ms is not None else own.first_token_ms
+    first = outer.first_token_ms
     parts = [
         printable(answer.model),
         f"{'?' if usage is None else usage} token{'' if usage == 1 else 's'}",

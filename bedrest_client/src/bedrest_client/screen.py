@@ -66,9 +66,10 @@ class Screen:
     def _write(self, stream: TextIO, shown: str, text: str) -> None:
         if not text:
             return
+        # First, so that a Ctrl-C between the two does not lose the line's end.
+        self._open = None if text.endswith("\n") else stream
         stream.write(shown)
         stream.flush()
-        self._open = None if text.endswith("\n") else stream
 
     def _shown(self, text: str) -> str:
         return printable(text) if self._out_tty else text
