@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Usage
+from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Tokens
 from lambdalm.stream import encode_error, encode_event
 from lambdalm.timings import HopTiming
 
@@ -31,7 +31,7 @@ TIMINGS = {
     "proxy": HopTiming(total_ms=39.9, first_token_ms=11.0, own_ms=0.9),
     "edge": HopTiming(total_ms=41.0, first_token_ms=12.0, own_ms=1.1),
 }
-END = Finished(FinishReason.STOP, Usage(4, 9), TIMINGS)
+END = Finished(FinishReason.STOP, Tokens(4, 9), TIMINGS)
 
 
 class Asked(NamedTuple):
@@ -86,11 +86,11 @@ class Server:
 
         self._replies.append(reply)
 
-    def held(self, first: bytes, rest: bytes = b"") -> None:
+    def held(self, first: bytes, rest: bytes = b"", status: int = 200) -> None:
         """Send `first`, wait for `go_on` or the client's hang-up, then send `rest`."""
 
         def reply(handler: _Handler) -> None:
-            handler.head(200, "text/event-stream", {})
+            handler.head(status, "text/event-stream", {})
             handler.send(first)
             handler.hold()
             with contextlib.suppress(OSError):
@@ -230,6 +230,8 @@ def program(server: Server) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
+                    # Unbuffered, every write would show at once, also one that is not flushed.
+                    env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
                 )
             )
             stack.callback(process.kill)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Any
 
 import pytest
-from bedrest_client.query import Edge
+from bedrest_client.query import Edge, Exchange
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Finished, Heartbeat, ReasoningDelta, Started, TextDelta, collect
+from lambdalm.events import Finished, Heartbeat, ReasoningDelta, Started, TextDelta, Tokens, collect
 
 QUESTION = ChatRequest(prompt="Say λ", model="m", max_tokens=7)
 
 
-def ask(server, timeout=10.0, grace=5.0):
+def ask(server: Any, timeout: float = 10.0, grace: float = 5.0) -> Exchange:
     return Edge(server.address, timeout, grace).ask(QUESTION)
 
 
-def failure(exchange):
+def failure(exchange: Exchange) -> LlmError:
     with pytest.raises(LlmError) as raised:
         list(exchange.events())
     return raised.value
 
 
-def test_it_posts_the_prompt_and_asks_for_a_stream(server):
+def test_it_posts_the_prompt_and_asks_for_a_stream(server: Any) -> None:
     server.whole("λ")
     exchange = ask(server, timeout=2.5)
     list(exchange.events())
@@ -39,18 +40,18 @@ def test_it_posts_the_prompt_and_asks_for_a_stream(server):
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_a_whole_answer_comes_with_its_timings(server, wire, chunked):
+def test_a_whole_answer_comes_with_its_timings(server: Any, wire: Any, chunked: bool) -> None:
     server.stream(wire.started("Par", "is"), wire.end, chunked=chunked)
     exchange = ask(server)
     answer = collect(exchange.events())
     assert answer.text == "Paris"
-    assert answer.usage.completion_tokens == 9
+    assert answer.usage == Tokens(4, 9)
     assert list(exchange.timings) == ["backend", "proxy", "edge"]
     assert exchange.clock.timings()["client"].first_token_ms is not None
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_bytes_that_dribble_in_one_by_one_are_the_same_answer(server, wire, chunked):
+def test_bytes_that_dribble_in_one_by_one_are_the_same_answer(server: Any, wire: Any, chunked: bool) -> None:
     text = "Привет, 世界 🌍 λλM"
     whole = wire.started(text) + wire.event(Heartbeat()) + wire.end
     server.stream(*(whole[i : i + 1] for i in range(len(whole))), chunked=chunked)
@@ -58,7 +59,7 @@ def test_bytes_that_dribble_in_one_by_one_are_the_same_answer(server, wire, chun
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-def test_events_come_out_as_they_come_in(server, wire, chunked):
+def test_events_come_out_as_they_come_in(server: Any, wire: Any, chunked: bool) -> None:
     server.held(wire.started("Par"), wire.started("is").partition(b"\n\n")[2] + wire.end)
     events = ask(server).events()
     assert next(events) == Started("r1", "lambdalm-demo")
@@ -70,7 +71,7 @@ def test_events_come_out_as_they_come_in(server, wire, chunked):
 
 
 @pytest.mark.parametrize(("chunked", "unfinished"), [(True, True), (True, False), (False, False)])
-def test_a_cut_stream_is_an_error_after_what_came(server, wire, chunked, unfinished):
+def test_a_cut_stream_is_an_error_after_what_came(server: Any, wire: Any, chunked: bool, unfinished: bool) -> None:
     server.stream(wire.started("Par"), chunked=chunked, unfinished=unfinished)
     events = ask(server).events()
     assert [next(events), next(events)] == [Started("r1", "lambdalm-demo"), TextDelta("Par")]
@@ -80,12 +81,12 @@ def test_a_cut_stream_is_an_error_after_what_came(server, wire, chunked, unfinis
     assert raised.value.origin == "connection"
 
 
-def test_an_answer_that_came_whole_is_whole_though_the_farewell_is_missing(server, wire):
+def test_an_answer_that_came_whole_is_whole_though_the_farewell_is_missing(server: Any, wire: Any) -> None:
     server.stream(wire.started("Paris"), wire.end, chunked=True, unfinished=True)
     assert collect(ask(server).events()).text == "Paris"
 
 
-def test_an_error_in_the_stream_keeps_its_origin_and_brings_timings(server, wire):
+def test_an_error_in_the_stream_keeps_its_origin_and_brings_timings(server: Any, wire: Any) -> None:
     server.stream(wire.started("Par"), wire.error(Code.UNAVAILABLE, "engine died", origin="llamacpp", retry_after=2))
     exchange = ask(server)
     error = failure(exchange)
@@ -98,7 +99,7 @@ def test_an_error_in_the_stream_keeps_its_origin_and_brings_timings(server, wire
     assert exchange.timings["proxy"].total_ms == 5.0
 
 
-def test_an_error_answer_of_a_hop_is_that_error(server):
+def test_an_error_answer_of_a_hop_is_that_error(server: Any) -> None:
     body = (
         b'{"error":{"code":"RESOURCE_EXHAUSTED","message":"full","origin":"proxy","retry_after":3},'
         b'"timings":{"edge":{"total_ms":1.5,"own_ms":1.5}}}'
@@ -133,7 +134,9 @@ def test_an_error_answer_of_a_hop_is_that_error(server):
         (302, "text/html", b"", Code.UNIMPLEMENTED, "HTTP 302"),
     ],
 )
-def test_an_answer_of_somebody_else_is_an_error_that_says_so(server, status, kind, body, code, said):
+def test_an_answer_of_somebody_else_is_an_error_that_says_so(
+    server: Any, status: int, kind: str, body: bytes, code: Code, said: str
+) -> None:
     server.answer(status, kind, body, Location="/elsewhere", Retry_After="7")
     error = failure(ask(server))
     assert error.code is code
@@ -145,7 +148,7 @@ def test_an_answer_of_somebody_else_is_an_error_that_says_so(server, status, kin
     assert len(server.asked) == 1
 
 
-def test_a_refused_connection_is_an_error_at_the_client():
+def test_a_refused_connection_is_an_error_at_the_client() -> None:
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -155,39 +158,53 @@ def test_a_refused_connection_is_an_error_at_the_client():
     assert "refused" in error.message
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
-def test_a_host_that_is_none_is_an_error_at_the_client(host):
+@pytest.mark.parametrize(
+    ("host", "why"), [("no-such-host.invalid", "name is not known"), ("a..b", "not a host and a port")]
+)
+def test_a_host_that_is_none_is_an_error_at_the_client(host: str, why: str) -> None:
     error = failure(Edge(f"{host}:80", 1).ask(QUESTION))
     assert (error.code, error.origin) == (Code.UNAVAILABLE, "client")
+    assert why in error.message
 
 
-def test_a_connection_closed_without_an_answer_is_an_error(server):
+def test_an_error_that_claims_to_be_a_stream_is_still_an_error(server: Any) -> None:
+    server.answer(503, "text/event-stream", b'{"error":{"code":"UNAVAILABLE","message":"draining","origin":"edge"}}')
+    assert failure(ask(server)).message == "draining"
+
+
+def test_of_an_endless_error_answer_only_the_start_is_read(server: Any, wire: Any) -> None:
+    server.held(b"x" * 100_000, status=404)
+    assert failure(ask(server, timeout=60)).code is Code.NOT_FOUND
+    assert server.hung_up.wait(wire.wait)
+
+
+def test_a_connection_closed_without_an_answer_is_an_error(server: Any) -> None:
     server.drop()
     error = failure(ask(server))
     assert (error.code, error.origin) == (Code.UNAVAILABLE, "connection")
 
 
-def test_a_server_that_says_nothing_is_left_when_the_time_is_up(server, wire):
+def test_a_server_that_says_nothing_is_left_when_the_time_is_up(server: Any, wire: Any) -> None:
     server.silent()
     error = failure(ask(server, timeout=0.1, grace=0.1))
     assert (error.code, error.origin) == (Code.DEADLINE_EXCEEDED, "connection")
     assert server.hung_up.wait(wire.wait)
 
 
-def test_a_stream_that_falls_silent_is_left_when_the_time_is_up(server, wire):
+def test_a_stream_that_falls_silent_is_left_when_the_time_is_up(server: Any, wire: Any) -> None:
     server.held(wire.started("Par"))
     error = failure(ask(server, timeout=0.2, grace=0.1))
     assert error.code is Code.DEADLINE_EXCEEDED
     assert server.hung_up.wait(wire.wait)
 
 
-def test_heartbeats_do_not_keep_it_waiting_for_ever(server, wire):
+def test_heartbeats_do_not_keep_it_waiting_for_ever(server: Any, wire: Any) -> None:
     server.stream(*[wire.event(Heartbeat())] * 2_000_000)
     error = failure(ask(server, timeout=0.2, grace=0.1))
     assert error.code is Code.DEADLINE_EXCEEDED
 
 
-def test_closing_the_events_hangs_up(server, wire):
+def test_closing_the_events_hangs_up(server: Any, wire: Any) -> None:
     server.held(wire.started("Par"))
     events = ask(server).events()
     next(events)
@@ -196,26 +213,26 @@ def test_closing_the_events_hangs_up(server, wire):
     assert server.hung_up.wait(wire.wait)
 
 
-def test_nonsense_in_the_stream_is_an_error_of_the_connection(server, wire):
+def test_nonsense_in_the_stream_is_an_error_of_the_connection(server: Any, wire: Any) -> None:
     server.stream(wire.started("Par"), b"data: {}\n\n")
     error = failure(ask(server))
     assert (error.code, error.origin) == (Code.INTERNAL, "connection")
 
 
-def test_a_prompt_that_is_not_utf_8_is_not_sent(server):
+def test_a_prompt_that_is_not_utf_8_is_not_sent(server: Any) -> None:
     error = failure(Edge(server.address, 1).ask(ChatRequest(prompt="\udcff")))
     assert (error.code, error.origin) == (Code.INVALID_ARGUMENT, "client")
     assert server.asked == []
 
 
-def test_a_proxy_in_the_environment_gets_no_prompts(server, monkeypatch):
+def test_a_proxy_in_the_environment_gets_no_prompts(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "")
     server.whole("here")
     assert collect(ask(server).events()).text == "here"
 
 
-def test_reasoning_is_apart_from_the_text(server, wire):
+def test_reasoning_is_apart_from_the_text(server: Any, wire: Any) -> None:
     server.stream(wire.started(), wire.event(ReasoningDelta("hm")), wire.event(TextDelta("yes")), wire.end)
     answer = collect(ask(server).events())
     assert (answer.reasoning, answer.text) == ("hm", "yes")

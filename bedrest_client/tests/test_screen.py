@@ -9,11 +9,11 @@ from bedrest_client.screen import Screen
 
 
 class Terminal(io.StringIO):
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
-def show(screen):
+def show(screen: Screen) -> None:
     screen.reasoning("hm")
     screen.text("Par\x1b[2J")
     screen.text("is")
@@ -21,14 +21,14 @@ def show(screen):
     screen.error("it broke")
 
 
-def test_in_a_pipe_there_is_no_colour_and_the_text_is_exact():
+def test_in_a_pipe_there_is_no_colour_and_the_text_is_exact() -> None:
     out, err = io.StringIO(), io.StringIO()
     show(Screen(out, err, {}))
     assert out.getvalue() == "Par\x1b[2Jis\n"
     assert err.getvalue() == "9 tokens\nit broke\n"
 
 
-def test_a_terminal_gets_colour_and_reasoning_but_no_control_characters():
+def test_a_terminal_gets_colour_and_reasoning_but_no_control_characters() -> None:
     out, err = Terminal(), Terminal()
     show(Screen(out, err, {"TERM": "xterm"}))
     assert out.getvalue() == "Par\ufffd[2Jis\n"
@@ -36,13 +36,13 @@ def test_a_terminal_gets_colour_and_reasoning_but_no_control_characters():
 
 
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_whoever_wants_no_colour_gets_none(environ):
+def test_whoever_wants_no_colour_gets_none(environ: dict[str, str]) -> None:
     err = Terminal()
     show(Screen(Terminal(), err, environ))
     assert err.getvalue() == "hm\n9 tokens\nit broke\n"
 
 
-def test_a_text_that_ends_its_line_gets_no_second_end():
+def test_a_text_that_ends_its_line_gets_no_second_end() -> None:
     out = io.StringIO()
     screen = Screen(out, io.StringIO(), {})
     screen.text("Paris\n")

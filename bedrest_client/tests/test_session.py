@@ -13,27 +13,31 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from bedrest_client.config import DEFAULT_FILE, Config
 from bedrest_client.history import open_history
 from bedrest_client.screen import Screen
 from bedrest_client.session import Session, reader
+from lambdalm.chat import ChatRequest
 from lambdalm.config import load
-from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 CTRL_C, CTRL_D, CTRL_R, ENTER, UP = "\x03", "\x04", "\x12", "\r", "\x1b[A"
 
 
-def session(*keys, history=None):
+def session(*keys: str, history: History | None = None) -> tuple[list[ChatRequest], str]:
     """Type these keys, and leave; gives the requests that were asked, and what was noted."""
-    asked = []
+    asked: list[ChatRequest] = []
     err = io.StringIO()
     config = load(Config, DEFAULT_FILE, {}, environ={}).value
 
-    def ask(request):
+    def ask(request: ChatRequest) -> bool:
         asked.append(request)
         return True
 
@@ -45,61 +49,61 @@ def session(*keys, history=None):
     return asked, err.getvalue()
 
 
-def prompts_of(*keys, **more):
-    return [request.prompt for request in session(*keys, **more)[0]]
+def prompts_of(*keys: str, history: History | None = None) -> list[str | None]:
+    return [request.prompt for request in session(*keys, history=history)[0]]
 
 
-def test_each_line_is_a_prompt():
+def test_each_line_is_a_prompt() -> None:
     assert prompts_of("Who are you?", ENTER, "λ?", ENTER) == ["Who are you?", "λ?"]
 
 
-def test_an_empty_line_asks_nothing():
+def test_an_empty_line_asks_nothing() -> None:
     assert prompts_of(ENTER, "  ", ENTER, '""""""', ENTER) == []
 
 
-def test_three_quotes_hold_several_lines():
+def test_three_quotes_hold_several_lines() -> None:
     assert prompts_of('"""one', ENTER, "", ENTER, 'two"""', ENTER, "three", ENTER) == ["one\n\ntwo", "three"]
 
 
-def test_three_quotes_hold_a_prompt_that_looks_like_a_command():
+def test_three_quotes_hold_a_prompt_that_looks_like_a_command() -> None:
     assert prompts_of('"""/quit"""', ENTER) == ["/quit"]
 
 
-def test_quit_leaves():
+def test_quit_leaves() -> None:
     assert prompts_of("/quit", ENTER, "never", ENTER) == []
 
 
-def test_ctrl_c_drops_a_half_typed_prompt_without_a_word():
+def test_ctrl_c_drops_a_half_typed_prompt_without_a_word() -> None:
     asked, noted = session("half", CTRL_C, "whole", ENTER)
     assert [request.prompt for request in asked] == ["whole"]
     assert noted == ""
 
 
-def test_ctrl_c_at_an_empty_prompt_tells_how_to_leave():
+def test_ctrl_c_at_an_empty_prompt_tells_how_to_leave() -> None:
     asked, noted = session(CTRL_C, "still here", ENTER)
     assert [request.prompt for request in asked] == ["still here"]
     assert "Ctrl-D" in noted
 
 
-def test_model_and_max_tokens_count_from_then_on():
+def test_model_and_max_tokens_count_from_then_on() -> None:
     asked, _ = session("a", ENTER, "/model big", ENTER, "/max_tokens 5", ENTER, "b", ENTER, "/model", ENTER, "c", ENTER)
     assert [(r.prompt, r.model, r.max_tokens) for r in asked] == [("a", None, 256), ("b", "big", 5), ("c", None, 5)]
 
 
 @pytest.mark.parametrize("line", ["/max_tokens many", "/max_tokens 0", "/max_tokens", f"/model {'x' * 300}", "/sing"])
-def test_a_wrong_command_says_so_and_changes_nothing(line):
+def test_a_wrong_command_says_so_and_changes_nothing(line: str) -> None:
     asked, noted = session(line, ENTER, "a", ENTER)
     assert [(r.prompt, r.model, r.max_tokens) for r in asked] == [("a", None, 256)]
     assert line.split()[0] in noted
 
 
-def test_help_names_every_command():
+def test_help_names_every_command() -> None:
     _, noted = session("/help", ENTER)
     for command in ("/model", "/max_tokens", "/help", "/quit", '"""', "Ctrl-D"):
         assert command in noted
 
 
-def test_history_outlives_the_session_and_can_be_searched(tmp_path):
+def test_history_outlives_the_session_and_can_be_searched(tmp_path: Path) -> None:
     environ = {"XDG_STATE_HOME": str(tmp_path)}
     prompts_of("first question", ENTER, "second question", ENTER, history=open_history(environ))
     assert (tmp_path / "bedrest" / "history").stat().st_mode & 0o777 == 0o600
@@ -107,7 +111,7 @@ def test_history_outlives_the_session_and_can_be_searched(tmp_path):
     assert with_search == ["first question"]
 
 
-def test_without_a_writable_place_history_is_in_memory(tmp_path):
+def test_without_a_writable_place_history_is_in_memory(tmp_path: Path) -> None:
     (tmp_path / "bedrest").write_text("a file is in the way", encoding="utf-8")
     assert isinstance(open_history({"XDG_STATE_HOME": str(tmp_path)}), InMemoryHistory)
 
@@ -115,7 +119,7 @@ def test_without_a_writable_place_history_is_in_memory(tmp_path):
 class Terminal:
     """A terminal with `bedrest active` in it."""
 
-    def __init__(self, port, wait):
+    def __init__(self, port: int, wait: float) -> None:
         self._wait = wait
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
@@ -135,10 +139,10 @@ class Terminal:
         )
         os.close(slave)
 
-    def type(self, keys):
+    def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def see(self, text):
+    def see(self, text: str) -> None:
         """Wait until `text` is shown, after what was seen before."""
         while text not in self.screen[self._seen :]:
             ready, _, _ = select.select([self._master], [], [], self._wait)
@@ -146,19 +150,19 @@ class Terminal:
             self.screen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(self._master, 65536).decode(errors="replace"))
         self._seen = self.screen.index(text, self._seen) + len(text)
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self._master)
 
 
 @pytest.fixture
-def terminal(server, wire):
+def terminal(server: Any, wire: Any) -> Iterator[Terminal]:
     with contextlib.closing(Terminal(server.port, wire.wait)) as terminal:
         yield terminal
 
 
-def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(terminal, server, wire):
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(terminal: Any, server: Any, wire: Any) -> None:
     server.held(wire.started("Par"))
     server.whole("Paris")
     terminal.see("λλM>")
@@ -177,7 +181,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(terminal, ser
     assert "Traceback" not in terminal.screen
 
 
-def test_in_a_terminal_an_error_does_not_end_the_session(terminal, server, wire):
+def test_in_a_terminal_an_error_does_not_end_the_session(terminal: Any, server: Any, wire: Any) -> None:
     server.stream(wire.started("Par"))
     terminal.see("λλM>")
     terminal.type("Where?\r")

@@ -1,7 +1,8 @@
 """The whole chain as child processes on this machine: for tests, for `make run` and for `make up`.
 
 Each hop is its own command (`python -m backend_lambda serve`, …) with its own environment, as it would be on a machine
-of its own. `PORT` is taken out of the environment: some runners set it, and only the gRPC proxy would listen to it.
+of its own. `PORT` and `HOST` are taken out of the environment: some runners and shells set them, and only the gRPC proxy would
+listen to them.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Chain:
     def __init__(self, ports: Ports, environ: Mapping[str, str] = {}, on_line: Line = lambda hop, line: None) -> None:
         self.ports = ports
         self._on_line = on_line
-        self._environ = {name: value for name, value in os.environ.items() if name != "PORT"}
+        self._environ = {name: value for name, value in os.environ.items() if name not in ("PORT", "HOST")}
         self._environ |= {
             "BACKEND_PORT": str(ports.backend),
             "GRPC_PORT": str(ports.proxy),
