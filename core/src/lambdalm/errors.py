@@ -109,6 +109,10 @@ class LlmError(Exception):
             self.origin = origin
         return self
 
+    def for_log(self) -> dict[str, str | None]:
+        """What a log line says of it."""
+        return {"code": self.code.value, "origin": self.origin, "why": self.message}
+
     def __repr__(self) -> str:
         return f"LlmError({self.code}, {self.message!r}, origin={self.origin!r})"
 

@@ -68,6 +68,10 @@ class HopClock:
         """The engine has finished; what follows is this hop's own time."""
         self._engine_end = self._now()
 
+    def total_ms(self) -> float:
+        """Milliseconds since the request's arrival."""
+        return _ms(self._now() - self._start)
+
     def timings(self) -> Timings:
         """All hops' shares up to now, this one last."""
         return {**self.behind, self.hop: self._share()}

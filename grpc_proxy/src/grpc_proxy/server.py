@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_reflection.v1alpha import reflection
 from lambdalm import logs
+from lambdalm.descriptors import raise_limit
 from lambdalm_proto.v1 import llm_pb2, llm_pb2_grpc
 
 from grpc_proxy import health
@@ -53,6 +54,7 @@ async def serve(config: Config) -> None:
 
     Raises OSError when the address cannot be had.
     """
+    raise_limit()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -149,13 +149,13 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
                 async with asyncio.timeout(call.remaining()):
                     yield call
             context.set_trailing_metadata(_trailing(call))
-            _log.info("answered", request_id=call.id)
+            _log.info("answered", request_id=call.id, ms=clock.total_ms())
         except TimeoutError:
             await _abort(context, call, call.out_of_time())
         except LlmError as error:
             await _abort(context, call, error.at(HOP))
         except asyncio.CancelledError:
-            _log.info("the caller left", request_id=call.id)
+            _log.info("the caller left", request_id=call.id, ms=clock.total_ms())
             raise
         except Exception as error:  # noqa: BLE001  # the edge of the process: the caller must be told, whatever it was
             _log.error("a bug: the call raised", request_id=call.id, exc_info=error)
@@ -178,7 +178,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
 
 async def _abort(context: Context, call: Call, error: LlmError) -> NoReturn:
-    _log.info("failed", request_id=call.id, code=error.code, origin=error.origin, why=error.message)
+    _log.info("failed", request_id=call.id, **error.for_log(), ms=call.clock.total_ms())
     await context.abort(status.STATUS[error.code], error.message, _trailing(call) + status.details(error))
 
 

@@ -83,7 +83,9 @@ class HttpHop:
 
     def _failed(self, error: LlmError) -> flask.Response:
         status = http_status(error.at(self.name), self.name)
-        _log.info("request failed", request_id=flask.g.request_id, status=status, code=error.code, origin=error.origin)
+        _log.info(
+            "failed", request_id=flask.g.request_id, status=status, **error.for_log(), ms=flask.g.clock.total_ms()
+        )
         return self._error(error, status)
 
     def _refused(self, refusal: HTTPException) -> flask.Response:

@@ -47,7 +47,7 @@ def add_query(hop: HttpHop, open_stream: OpenStream) -> None:
             events = _timed(source, call)
             if not (body.stream or sse.CONTENT_TYPE in flask.request.headers.get("Accept", "")):
                 answer = collect(events)
-                _log.info("answered", request_id=call.id, model=answer.model, stream=False)
+                _log.info("answered", request_id=call.id, model=answer.model, ms=call.clock.total_ms())
                 return hop.answer(answer, call.clock)
             first = next(events)
             response = flask.Response(_frames(first, events, call), mimetype=sse.CONTENT_TYPE)
@@ -76,9 +76,9 @@ def _frames(first: StreamEvent, rest: Iterator[StreamEvent], call: Call) -> Iter
         yield encode_event(first)
         for event in rest:
             yield encode_event(event)
-        _log.info("answered", request_id=call.id, stream=True)
+        _log.info("streamed", request_id=call.id, ms=call.clock.total_ms())
     except LlmError as error:
-        _log.info("stream failed", request_id=call.id, code=error.code, origin=error.at(hop).origin)
+        _log.info("stream failed", request_id=call.id, **error.at(hop).for_log(), ms=call.clock.total_ms())
         yield encode_error(error, call.clock.timings())
     except Exception as error:  # noqa: BLE001  # the edge of the process: the client must be told, whatever it was
         _log.error("a bug: the stream raised", request_id=call.id, exc_info=error)

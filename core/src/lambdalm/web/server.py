@@ -17,6 +17,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
 from lambdalm import logs
+from lambdalm.descriptors import raise_limit
 from lambdalm.errors import LlmError
 from lambdalm.listen import Listen
 from lambdalm.web.limits import Limits
@@ -76,6 +77,7 @@ def serve(make_app: Callable[[Lifecycle], flask.Flask], listen: Listen, limits: 
 
     Raises OSError when the address cannot be had.
     """
+    raise_limit()
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         sock = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG)

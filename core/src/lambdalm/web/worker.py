@@ -15,6 +15,7 @@ Written against gunicorn 27 (`workers/gthread.py`); `requirements/` pins it.
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import threading
 import time
@@ -71,7 +72,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         conn.sock.setblocking(False)
         head = bytearray(conn.parser.unreader.take_buffered())
         self._heads[conn] = (time.monotonic() + self.limits.header_seconds, head)
-        self.poller.register(conn.sock, 1, partial(self._read_head, conn))
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._read_head, conn))
         if not self._dispatch(conn, head):
             self._read_head(conn, conn.sock)
 
