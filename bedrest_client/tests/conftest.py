@@ -126,7 +126,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.owner.asked.append(Asked(self.path, headers, json.loads(body)))
         self.close_connection = True
-        self.owner.reply(self)
+        try:
+            self.owner.reply(self)
+        except ConnectionError:
+            self.owner.hung_up.set()
 
     def head(self, status: int, kind: str, headers: dict[str, str]) -> None:
         self.send_response(status)

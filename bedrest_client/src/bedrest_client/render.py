@@ -27,15 +27,11 @@ _FOREIGN = "something else answers at {address}: host and port are in bedrest_cl
 _HINTS: dict[tuple[Code, str | None], str] = {
     (Code.UNAVAILABLE, "client"): "is the RESTful proxy running at {address}? start it with `make up`; "
     "host and port are in bedrest_client/config.yaml",
-    (
-        Code.UNAVAILABLE,
-        "connection",
-    ): "the answer is not whole: ask again; the RESTful proxy's log tells why it stopped",
-    (
-        Code.UNAVAILABLE,
-        "edge",
-    ): "is the gRPC proxy running, and are its host and port in restful_proxy/config.yaml right?",
-    (Code.UNAVAILABLE, "proxy"): "is the LLM backend running, and is upstream.url in grpc_proxy/config.yaml right?",
+    (Code.UNAVAILABLE, "connection"): "ask again: the answer is not whole; the RESTful proxy's log tells why",
+    # A hop that is not there is named by the one before it.
+    (Code.UNAVAILABLE, "edge"): "the RESTful proxy is full, or being stopped: ask again in a moment",
+    (Code.UNAVAILABLE, "proxy"): "is the gRPC proxy running where restful_proxy/config.yaml says?",
+    (Code.UNAVAILABLE, "backend"): "is the LLM backend running where grpc_proxy/config.yaml says?",
     (Code.UNAVAILABLE, None): "a load balancer answers, but the RESTful proxy behind it does not: is that running?",
     (Code.UNAVAILABLE, _ANYWHERE): "is the model's engine running? backend_lambda/config.yaml says where it should be",
     (Code.DEADLINE_EXCEEDED, _ANYWHERE): "give it more time with --timeout SECONDS (now {timeout:g}), "

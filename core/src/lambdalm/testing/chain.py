@@ -1,8 +1,8 @@
 """The whole chain as child processes on this machine: for tests, for `make run` and for `make up`.
 
 Each hop is its own command (`python -m backend_lambda serve`, …) with its own environment, as it would be on a machine
-of its own. `PORT` and `HOST` are taken out of the environment: some runners and shells set them, and only the gRPC proxy would
-listen to them.
+of its own. `PORT` and `HOST` are taken out of the environment: some runners and shells set them, and only the gRPC
+proxy would listen to them.
 """
 
 from __future__ import annotations
