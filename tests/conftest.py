@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import requests
+
 from lambdalm.testing.chain import Chain, free_ports
 
 

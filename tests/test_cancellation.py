@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
 from lambdalm.testing.chain import Chain, free_ports
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
-
 from tests.conftest import events_of, health, idle, pass_first_delta, post, until
 
 

@@ -9,8 +9,8 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lambdalm.testing.chain import Chain
 
+from lambdalm.testing.chain import Chain
 from tests.conftest import bedrest, events_of, frames, pass_first_delta, post, text_of, until
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300).filter(lambda text: text.strip())

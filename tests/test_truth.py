@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+
 from lambdalm.errors import Code
 from lambdalm.rpc.status import STATUS
 from lambdalm.testing.chain import Chain
 from lambdalm.testing.scripted import BEHAVIOURS
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
-
 from tests.conftest import bedrest, frames, idle, post, text_of, until
 
 THREE = "once upon a "

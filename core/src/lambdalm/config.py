@@ -23,6 +23,19 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(key|token|secret|password)$")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{sorted(twice)[0]} stands twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 class ConfigError(Exception):
     """The config cannot be used; the message is one line that says which file, which key and why."""
 
@@ -37,17 +50,17 @@ class Loaded(NamedTuple, Generic[T]):
 def load(kind: type[T], file: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Loaded[T]:
     """Read `file` as a `kind`. `flags` maps key paths ("listen", "provider.kind") to values that beat the file."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: must hold keys and values")
     sources: dict[str, str] = {}
     tree = _expand_tree(tree, "", environ, sources, file)
     for path, value in flags.items():
-        _put(tree, path, value)
+        _put(tree, path, value, file)
         sources[path] = f"flag --{path.rpartition('.')[2].replace('_', '-')}"
     try:
         return Loaded(msgspec.convert(tree, kind, strict=False), sources)
@@ -124,10 +137,13 @@ def _expand_tree(node: Any, path: str, environ: Mapping[str, str], sources: dict
     return expanded if expanded or not node.startswith("${") else None
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+def _put(tree: dict[str, Any], path: str, value: Any, file: Path) -> None:
     *parents, last = path.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        tree[parent] = {} if tree.get(parent) is None else tree[parent]
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{file}: {parent}: must hold keys and values")
     tree[last] = value
 
 
@@ -143,11 +159,13 @@ def _where(why: str, sources: dict[str, str]) -> str:
 def _leaves(node: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(node, dict) and node:
         return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+    if isinstance(node, list | tuple) and node:
+        return [leaf for index, value in enumerate(node) for leaf in _leaves(value, f"{path}[{index}]")]
     return [(path, node)]
 
 
 def _source(path: str, sources: dict[str, str]) -> str:
     for known, source in sources.items():
-        if known == path or known.startswith(f"{path}[") or path.startswith(f"{known}."):
+        if known == path or known.startswith(f"{path}[") or path.startswith((f"{known}.", f"{known}[")):
             return source
     return "file"

@@ -87,8 +87,12 @@ _FROM_HTTP: dict[int, Code] = {
 }
 
 
+# Characters: as a gRPC status it goes percent-encoded into metadata, which may have 8 KiB in all.
+_MAX_MESSAGE = 400
+
+
 class LlmError(Exception):
-    """A failure anywhere in the pipeline, as every hop speaks of it.
+    """A failure anywhere in the pipeline, as every hop speaks of it; a message too long for the wire is cut.
 
     `retry_after` is in seconds. `origin` is the hop or provider where it happened; a hop that raises it
     without one gets its own name filled in by `at`.
@@ -97,6 +101,8 @@ class LlmError(Exception):
     def __init__(
         self, code: Code, message: str, *, retry_after: float | None = None, origin: str | None = None
     ) -> None:
+        if len(message) > _MAX_MESSAGE:
+            message = f"{message[: _MAX_MESSAGE - 1]}…"
         super().__init__(message)
         self.code = code
         self.message = message

@@ -130,19 +130,19 @@ class StreamContract:
         `Finished` comes out with the usage that went before it.
         """
         if self.finished:
-            raise _broken(f"{_name(event)} after finished")
+            raise broken(f"{_name(event)} after finished")
         if isinstance(event, Heartbeat):
             return event
         if isinstance(event, Started):
             if self.started:
-                raise _broken("started twice")
+                raise broken("started twice")
             self.started = True
             return event
         if not self.started:
-            raise _broken(f"{_name(event)} before started")
+            raise broken(f"{_name(event)} before started")
         if isinstance(event, Usage):
             if self._usage is not None:
-                raise _broken("usage twice")
+                raise broken("usage twice")
             self._usage = event
         elif isinstance(event, Finished):
             self.finished = True
@@ -160,7 +160,8 @@ def _name(event: StreamEvent) -> str:
     return str(event.__struct_config__.tag)
 
 
-def _broken(what: str) -> LlmError:
+def broken(what: str) -> LlmError:
+    """The INTERNAL of a stream whose sender broke the contract."""
     return LlmError(Code.INTERNAL, f"the stream broke its contract: {what}")
 
 

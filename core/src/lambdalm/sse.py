@@ -41,7 +41,7 @@ class Decoder:
     def __init__(self, limit: int = 4 * 1024 * 1024) -> None:
         self._limit = limit
         self._pieces: list[bytes] = []  # of the line not ended yet
-        self._size = 0  # bytes held for the message not ended yet
+        self._size = 0  # bytes of the message not ended yet, that line included
         self._after_cr = False
         self._at_start = True
         self._event = ""
@@ -53,20 +53,22 @@ class Decoder:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
         self._after_cr = chunk.endswith(b"\r") or (not chunk and self._after_cr)
-        self._hold(len(chunk))
         *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for part in ended:
-            line = b"".join([*self._pieces, part])
+            self._hold(part)
+            line = b"".join(self._pieces)
             self._pieces.clear()
+            if not line:
+                self._size = 0
             message = self._line(line)
             if message is not None:
-                self._size = 0
                 yield message
         if rest:
-            self._pieces.append(rest)
+            self._hold(rest)
 
-    def _hold(self, size: int) -> None:
-        self._size += size
+    def _hold(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
         if self._size > self._limit:
             raise LlmError(Code.INTERNAL, f"an event of more than {self._limit} bytes in the stream")
 

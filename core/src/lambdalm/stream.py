@@ -13,7 +13,7 @@ import msgspec
 
 from lambdalm import sse
 from lambdalm.errors import Code, ErrorBody, LlmError
-from lambdalm.events import Heartbeat, StreamContract, StreamEvent
+from lambdalm.events import Heartbeat, StreamContract, StreamEvent, broken
 from lambdalm.timings import Timings
 
 _T = TypeVar("_T")
@@ -74,6 +74,8 @@ class EventReader:
         """
         for message in self._decoder.feed(chunk):
             if message.event == "error":
+                if self.finished:
+                    raise broken("error after finished")
                 raise self._failure(message.data)
             event = self._contract.accept(_decode(_event_decoder, message.data))
             if self.finished:

@@ -108,12 +108,12 @@ def encode(timings: Timings) -> str:
             value = getattr(share, f"{field}_ms")
             if value is not None:
                 name = hop if field == "total" else f"{hop}-{field.replace('_', '-')}"
-                parts.append(f"{name};dur={value:g}")
+                parts.append(f"{name};dur={value:.3f}".rstrip("0").rstrip("."))
     return ", ".join(parts)
 
 
 def decode(header: str) -> Timings:
-    """Read what `encode` wrote; entries of other makers are passed over."""
+    """Read what `encode` wrote; entries without a number are passed over."""
     found: dict[str, dict[str, float]] = {}
     for part in header.split(","):
         name, _, rest = part.strip().partition(";")

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from lambdalm_proto.v1 import llm_pb2 as pb
 
 from lambdalm.chat import ChatRequest, validate
 from lambdalm.errors import Code, LlmError
@@ -28,6 +27,7 @@ from lambdalm.events import (
     Usage,
 )
 from lambdalm.timings import HopTiming, Timings
+from lambdalm_proto.v1 import llm_pb2 as pb
 
 _FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 _PARAMETERS = ("max_tokens", *_FLOATS, "seed")

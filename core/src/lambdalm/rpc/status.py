@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from lambdalm.errors import Code, LlmError
@@ -56,7 +57,11 @@ def _pack(message: Any) -> any_pb2.Any:
 
 
 def _read_details(raw: bytes, error: LlmError) -> None:
-    for packed in status_pb2.Status.FromString(raw).details:
+    try:
+        found = status_pb2.Status.FromString(raw).details
+    except DecodeError:  # somebody else's: the status itself has been read already
+        return
+    for packed in found:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if packed.Unpack(info) and info.domain == DOMAIN:
             error.origin = info.metadata.get("origin", error.origin)

@@ -50,6 +50,10 @@ class Peer:
             await self._writer.drain()
             await asyncio.sleep(0)
 
+    async def next_request(self) -> Request | None:
+        """One more request on the same connection, or None when the other side hangs up instead."""
+        return await _read_request(self._reader)
+
     async def gone(self) -> None:
         """Return when the other side has hung up."""
         with contextlib.suppress(ConnectionError):
@@ -104,8 +108,8 @@ class RawServer:
             if request is not None:
                 self.requests.append(request)
                 await self.play(Peer(request, reader, writer))
-        except ConnectionError:
-            pass  # the other side may leave whenever it likes
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the other side may leave whenever it likes, and so does the `async with` block
         except Exception as error:  # noqa: BLE001  # a task's edge: it comes out of the `async with` block
             self._failure = error
         finally:

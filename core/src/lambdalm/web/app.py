@@ -18,6 +18,7 @@ from typing import cast
 
 import flask
 import msgspec
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from lambdalm import call as calls
@@ -41,7 +42,6 @@ class HttpHop:
         self.limits = limits
         self.lifecycle = lifecycle
         self.app = flask.Flask(name, static_folder=None)
-        self.app.config["MAX_CONTENT_LENGTH"] = limits.body_bytes
         self._watcher = HangupWatcher()
         self.app.before_request(self._before)
         self.app.register_error_handler(LlmError, self._failed)
@@ -64,13 +64,25 @@ class HttpHop:
             yield call
 
     def body(self) -> bytes:
-        """The request's body, which must say that it is JSON; raises `LlmError` or an HTTPException."""
+        """The request's body, which must say that it is JSON; raises an HTTPException.
+
+        Read from the server itself: Werkzeug's stream takes a late body for a client that left, and cuts one without
+        a Content-Length at the limit instead of refusing it.
+        """
         if flask.request.mimetype != "application/json":
             flask.abort(415, "send the body as JSON, with the header Content-Type: application/json")
+        limit = self.limits.body_bytes
+        if (flask.request.content_length or 0) > limit:
+            flask.abort(413)
         try:
-            return flask.request.get_data(cache=False)
+            body: bytes = flask.request.environ["wsgi.input"].read(limit + 1)
         except TimeoutError:
-            return flask.abort(408, f"the body did not come within {self.limits.body_seconds:g} s")
+            flask.abort(408, f"the body did not come within {self.limits.body_seconds:g} s")
+        except (ParseException, OSError) as error:
+            flask.abort(400, f"the body cannot be read: {error}")
+        if len(body) > limit:
+            flask.abort(413)
+        return body
 
     def answer(self, body: object, clock: HopClock) -> flask.Response:
         """A plain answer, as JSON, with all hops' times in its Server-Timing header."""

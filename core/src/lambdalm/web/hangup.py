@@ -40,8 +40,13 @@ class HangupWatcher:
             yield
         finally:
             with self._lock:
-                if self._watched.pop(fd, None) is not None and self._epoll is not None:
-                    self._epoll.unregister(fd)
+                if self._watched.pop(fd, None) is not None:
+                    self._unregister(fd)
+
+    def _unregister(self, fd: int) -> None:
+        if self._epoll is not None:
+            with contextlib.suppress(OSError):  # closed on this side, epoll has forgotten it
+                self._epoll.unregister(fd)
 
     def _wait(self) -> None:
         assert self._epoll is not None
@@ -68,12 +73,13 @@ class HangupWatcher:
             if sock is None or callback is None or not _has_hung_up(sock):
                 return
             del self._watched[fd]
-            if self._epoll is not None:
-                self._epoll.unregister(fd)
+            self._unregister(fd)
         callback()
 
 
 def _has_hung_up(sock: socket.socket) -> bool:
+    if sock.fileno() < 0:
+        return True
     if hasattr(select, "POLLRDHUP"):
         poller = select.poll()
         poller.register(sock, select.POLLRDHUP)

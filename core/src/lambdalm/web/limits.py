@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Bytes = Annotated[int, Meta(ge=1)]
 
 
@@ -22,5 +22,5 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     write_seconds: Seconds = 60
     default_timeout: Seconds = 120
     max_timeout: Seconds = 900
-    drain_pause: Annotated[float, Meta(ge=0)] = 0
-    grace: Annotated[float, Meta(ge=0)] = 30
+    drain_pause: Annotated[float, Meta(ge=0, le=86400)] = 0
+    grace: Annotated[float, Meta(ge=0, le=86400)] = 30

@@ -38,9 +38,9 @@ class _Logger(Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    def __init__(self, make_app: Callable[[Lifecycle], flask.Flask], sock: socket.socket, limits: Limits) -> None:
+    def __init__(self, make_app: Callable[[Lifecycle], flask.Flask], descriptor: int, limits: Limits) -> None:
         self._make_app = make_app
-        self._socket = sock
+        self._descriptor = descriptor  # of the listening socket; gunicorn takes it over
         self._limits = limits
         self._lifecycle = Lifecycle(limits)
         super().__init__()
@@ -49,7 +49,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         limits, lifecycle = self._limits, self._lifecycle
         threads = limits.max_in_flight + _SPARE_THREADS
         for name, value in {
-            "bind": f"fd://{self._socket.fileno()}",
+            "bind": f"fd://{self._descriptor}",
             "workers": 1,
             "threads": threads,
             "worker_class": type("HopWorker", (Worker,), {"limits": limits, "lifecycle": lifecycle}),
@@ -87,4 +87,4 @@ def serve(make_app: Callable[[Lifecycle], flask.Flask], listen: Listen, limits: 
         ) from None
     host, port = sock.getsockname()[:2]
     logs.get(__name__).info("listening", address=f"{host}:{port}")
-    _Server(make_app, sock, limits).run()
+    _Server(make_app, sock.detach(), limits).run()

@@ -32,6 +32,7 @@ from lambdalm.web.limits import Limits
 
 _END_OF_HEADERS = b"\r\n\r\n"
 _CHUNK = 16 * 1024
+_LAST_REQUEST_SECONDS = 1.0  # for headers under way when the worker stops
 
 
 class Lifecycle:
@@ -43,13 +44,17 @@ class Lifecycle:
 
 
 class DeadlineUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
-    """Reads a request's body with one deadline for all of it."""
+    """Reads a request's body with one deadline for all of it; between reads, writes have `write_seconds`."""
 
     deadline = 0.0
+    write_seconds: float
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         self.sock.settimeout(max(0.001, self.deadline - time.monotonic()))
-        received: bytes = super().chunk(size_hint)
+        try:
+            received: bytes = super().chunk(size_hint)
+        finally:
+            self.sock.settimeout(self.write_seconds)
         return received
 
 
@@ -68,6 +73,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if conn.parser is None:
             conn.parser = get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = DeadlineUnreader(conn.sock)
+            conn.parser.unreader.write_seconds = self.limits.write_seconds
             conn.initialized = True
         conn.sock.setblocking(False)
         head = bytearray(conn.parser.unreader.take_buffered())
@@ -119,11 +125,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def murder_pending(self) -> None:
         """Close the connections whose headers are late. gunicorn calls it at least once a second."""
         now = time.monotonic()
+        hurry = 0.0 if self.alive else self.limits.header_seconds - _LAST_REQUEST_SECONDS
         while self._heads:
             conn, (deadline, _) = next(iter(self._heads.items()))
-            if deadline > now and self.alive:
+            if deadline - hurry > now:
                 break
             self._drop(conn, b"408 Request Timeout")
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Also close the listeners when the worker stops: else clients would wait in their backlog, for nothing."""
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive:
+            for listener in self.sockets:
+                listener.close()
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """One request, in its thread; a `send` that makes no progress for so long fails."""

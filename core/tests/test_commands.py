@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from msgspec import Struct
+
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.errors import Code, LlmError
+from lambdalm.listen import Listen
+from lambdalm.logs import LogConfig
+
+FILE = """
+listen: {host: 127.0.0.1, port: "${TEST_PORT:-8500}"}
+log: {level: INFO}
+model: echo
+api_key: ${TEST_API_KEY:-}
+"""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    listen: Listen
+    log: LogConfig
+    model: str
+    api_key: str | None = None
+
+
+class Service:
+    """A small service and its command line."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.served: list[Config] = []
+        flags = [PORT, LOG_LEVEL, Flag("model", "model", "what answers")]
+        self.cli: click.Group = service_cli("toy", "A toy.", Config, file, self.served.append, self.look, flags)
+
+    def look(self, config: Config) -> str:
+        if config.model == "gone":
+            raise LlmError(Code.UNAVAILABLE, "nobody answers", origin="engine")
+        if config.model == "lost":
+            raise LlmError(Code.NOT_FOUND, "no such model")
+        return f"found {config.model}"
+
+    def run(self, *arguments: str, **environ: str) -> Result:
+        return CliRunner().invoke(self.cli, arguments, env=environ, catch_exceptions=False)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Service:
+    service = Service(tmp_path / "config.yaml")
+    service.file.write_text(FILE)
+    return service
+
+
+@pytest.mark.parametrize("command", ["serve", "test", "config"])
+def test_a_bad_config_ends_every_command_with_one_line_and_status_2(toy: Service, command: str) -> None:
+    toy.file.write_text(FILE.replace("model: echo", "model: 7"))
+    result = toy.run(command)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == f"error: {toy.file}: model: Expected `str`, got `int`\n"
+    assert toy.served == []
+
+
+def test_a_config_that_is_not_there_ends_with_status_2(toy: Service) -> None:
+    result = toy.run("serve", "--config", "nowhere/config.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == "error: nowhere/config.yaml: cannot be read: No such file or directory\n"
+
+
+def test_a_public_address_is_refused_by_its_key(toy: Service) -> None:
+    toy.file.write_text(FILE.replace("127.0.0.1", "0.0.0.0"))
+    result = toy.run("config")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {toy.file}: listen: host 0.0.0.0 can be reached")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_bad_variable_is_named(toy: Service) -> None:
+    result = toy.run("config", TEST_PORT="99999")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {toy.file}: listen.port: Expected `int` <= 65535 (from environment TEST_PORT)\n"
+
+
+def test_config_says_that_the_config_is_good(toy: Service) -> None:
+    result = toy.run("config")
+    assert (result.exit_code, result.stdout) == (0, "the config is good; --show prints it\n")
+
+
+def test_config_show_prints_values_sources_and_no_secrets(toy: Service) -> None:
+    result = toy.run("config", "--show", "--model", "huge", TEST_PORT="1234", TEST_API_KEY="s3cret")
+    assert result.exit_code == 0
+    lines = {line.partition(":")[0]: line.partition(": ")[2].split() for line in result.stdout.splitlines()}
+    assert lines["listen.host"] == ['"127.0.0.1"', "#", "file"]
+    assert lines["listen.port"] == ["1234", "#", "environment", "TEST_PORT"]
+    assert lines["model"] == ['"huge"', "#", "flag", "--model"]
+    assert lines["api_key"] == ["********", "#", "environment", "TEST_API_KEY"]
+    assert "s3cret" not in result.output
+
+
+def test_serve_gets_the_config_with_the_flags_in_it(toy: Service) -> None:
+    assert toy.run("serve", "--port", "0", "--log-level", "DEBUG", TEST_PORT="1234").exit_code == 0
+    assert toy.served == [Config(Listen("127.0.0.1", 0), LogConfig("DEBUG"), "echo")]
+
+
+def test_another_file_may_be_read(toy: Service, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(FILE.replace("echo", "other"))
+    assert toy.run("serve", "--config", str(other)).exit_code == 0
+    assert [config.model for config in toy.served] == ["other"]
+
+
+def test_a_bad_flag_ends_with_status_2(toy: Service) -> None:
+    for arguments in (["--port", "x"], ["--port", "65536"], ["--log-level", "LOUD"], ["--nonsense"]):
+        result = toy.run("serve", *arguments)
+        assert result.exit_code == 2
+        assert arguments[0].removeprefix("--") in result.stderr
+    assert toy.served == []
+
+
+def test_test_says_what_was_found(toy: Service) -> None:
+    result = toy.run("test")
+    assert (result.exit_code, result.stdout) == (0, "found echo\n")
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [("gone", "error: engine: nobody answers (UNAVAILABLE)\n"), ("lost", "error: toy: no such model (NOT_FOUND)\n")],
+)
+def test_a_failed_test_is_one_line_and_status_1(toy: Service, model: str, line: str) -> None:
+    result = toy.run("test", "--model", model)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
+
+
+def test_help_names_the_commands_and_flags(toy: Service) -> None:
+    assert all(command in toy.run("-h").stdout for command in ("serve", "test", "config"))
+    assert all(flag in toy.run("serve", "--help").stdout for flag in ("--config", "--port", "--log-level", "--model"))

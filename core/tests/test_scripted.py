@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest, Message
+from lambdalm.errors import Code, LlmError
+from lambdalm.events import FinishReason, Started, StreamEvent, TextDelta, checked, collect
+from lambdalm.testing.scripted import BEHAVIOURS, play
+from lambdalm.timings import HopClock
+
+from . import strategies
+
+WAIT = 20  # seconds until a test that waits has failed
+
+
+def new_call() -> Call:
+    return Call("r1", 100, HopClock("backend"))
+
+
+def ask(model: str, max_tokens: int | None = None) -> ChatRequest:
+    return ChatRequest(prompt="hello there", model=model, max_tokens=max_tokens)
+
+
+@given(strategies.texts)
+def test_echo_says_the_last_message_back_exactly(text: str) -> None:
+    turns = (Message("user", "first"), Message("user", text))
+    request = ChatRequest(messages=turns, model="echo")
+    if text:
+        assert collect(play(request, new_call())).text == text
+
+
+def test_echo_of_nothing_is_nothing() -> None:
+    request = ChatRequest(messages=(Message("user", ""),), model="echo")
+    assert collect(play(request, new_call())).text == ""
+
+
+@pytest.mark.parametrize("model", ["echo", "slow", "flood", "huge", "thinking", "empty", "filtered", "no-usage"])
+def test_a_behaviour_that_is_no_fault_keeps_the_contract(model: str) -> None:
+    answer = collect(play(ask(model, max_tokens=2), new_call()))
+    assert (answer.id, answer.model) == ("r1", model)
+    assert (answer.usage is None) == (model == "no-usage")
+
+
+def test_the_behaviours_end_as_they_say() -> None:
+    assert collect(play(ask("flood", 3), new_call())).finish_reason is FinishReason.LENGTH
+    assert collect(play(ask("filtered"), new_call())).finish_reason is FinishReason.CONTENT_FILTER
+    assert collect(play(ask("thinking"), new_call())).reasoning
+    assert collect(play(ask("empty"), new_call())).text == ""
+    assert len(collect(play(ask("huge"), new_call())).text.encode()) == 2**20
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        ("error-before", Code.UNAVAILABLE, 0),
+        ("error-in-stream", Code.UNAVAILABLE, 3),
+        ("throttle", Code.RESOURCE_EXHAUSTED, 0),
+        ("cut", Code.UNAVAILABLE, 3),
+        ("garbage", Code.INTERNAL, 3),
+    ],
+)
+def test_a_fault_fails_where_it_says(model: str, code: Code, words: int) -> None:
+    got: list[StreamEvent] = []
+    with pytest.raises(LlmError) as caught:
+        got.extend(_all(model, got))
+    assert caught.value.code is code
+    assert len([event for event in got if isinstance(event, TextDelta)]) == words
+
+
+def _all(model: str, got: list[StreamEvent]) -> list[StreamEvent]:
+    for event in checked(play(ask(model), new_call())):
+        got.append(event)
+    return []
+
+
+@pytest.mark.parametrize("model", ["stall-first", "stall", "slow", "flood"])
+def test_a_cancelled_call_wakes_the_engine(model: str) -> None:
+    call = new_call()
+    ended: list[LlmError] = []
+    started = threading.Event()
+
+    def run() -> None:
+        try:
+            for event in play(ask(model), call):
+                if isinstance(event, Started):
+                    started.set()
+        except LlmError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    if model != "stall-first":
+        assert started.wait(WAIT)
+    call.cancel("the client hung up")
+    thread.join(WAIT)
+    assert [error.code for error in ended] == [Code.CANCELLED]
+
+
+def test_an_engine_that_stalls_stops_at_the_deadline() -> None:
+    call = Call("r1", 0.01, HopClock("backend"))
+    with pytest.raises(LlmError) as caught:
+        collect(play(ask("stall-first"), call))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_a_model_that_is_none_is_not_found_and_the_others_are_named() -> None:
+    with pytest.raises(LlmError, match="stall-first") as caught:
+        collect(play(ask("gpt-99"), new_call()))
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def test_every_behaviour_says_what_it_does() -> None:
+    assert all(behaviour.__doc__ for behaviour in BEHAVIOURS.values())
