@@ -7,11 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import flask
-from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
-from lambdalm.web.app import HttpHop
-from lambdalm.web.server import serve as serve_web
-from lambdalm.web.worker import Lifecycle
 
 from backend_lambda.app import add_routes
 from backend_lambda.config import Config, ProviderConfig
@@ -19,6 +14,11 @@ from backend_lambda.providers.base import Provider
 from backend_lambda.service import Backend
 from backend_lambda.slots import Slots
 from backend_lambda.tryout import try_out
+from lambdalm import logs
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.web.app import HttpHop
+from lambdalm.web.server import serve as serve_web
+from lambdalm.web.worker import Lifecycle
 
 HOP = "backend"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import flask
 import msgspec
-from lambdalm.web.app import HttpHop
-from lambdalm.web.query import add_query
 
 from backend_lambda.providers.base import ModelInfo
 from backend_lambda.service import Backend
+from lambdalm.web.app import HttpHop
+from lambdalm.web.query import add_query
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from backend_lambda.providers.base import Provider
+from backend_lambda.slots import Slots
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.events import StreamEvent
-
-from backend_lambda.providers.base import Provider
-from backend_lambda.slots import Slots
 
 
 class Backend:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
+from backend_lambda.providers.base import Provider
 from lambdalm.call import Call, request_id
 from lambdalm.chat import ChatRequest
 from lambdalm.events import Collector, TextDelta, checked
 from lambdalm.timings import HopClock
-
-from backend_lambda.providers.base import Provider
 
 _SECONDS = 60.0
 

@@ -104,7 +104,7 @@ def _load(kind: type[T], file: Path, flags: Sequence[Flag], given: dict[str, Any
     keys = {flag.name.replace("-", "_"): flag.key for flag in flags}
     chosen = {keys[name]: value for name, value in given.items() if value is not None}
     try:
-        return config.load(kind, file, chosen)
+        return config.load(kind, file, chosen, names={flag.key: flag.name for flag in flags})
     except config.ConfigError as error:
         fail(str(error), 2)
         raise

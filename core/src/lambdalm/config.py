@@ -47,8 +47,18 @@ class Loaded(NamedTuple, Generic[T]):
     sources: dict[str, str]
 
 
-def load(kind: type[T], file: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Loaded[T]:
-    """Read `file` as a `kind`. `flags` maps key paths ("listen", "provider.kind") to values that beat the file."""
+def load(
+    kind: type[T],
+    file: Path,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    names: Mapping[str, str] = {},
+) -> Loaded[T]:
+    """Read `file` as a `kind`.
+
+    `flags` maps key paths ("provider.kind") to values that beat the file; `names` says what a key's flag is called,
+    where that is not the key's last part.
+    """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506  # a SafeLoader
     except OSError as error:
@@ -61,7 +71,7 @@ def load(kind: type[T], file: Path, flags: Mapping[str, Any], environ: Mapping[s
     tree = _expand_tree(tree, "", environ, sources, file)
     for path, value in flags.items():
         _put(tree, path, value, file)
-        sources[path] = f"flag --{path.rpartition('.')[2].replace('_', '-')}"
+        sources[path] = f"flag --{names.get(path, path.rpartition('.')[2].replace('_', '-'))}"
     try:
         return Loaded(msgspec.convert(tree, kind, strict=False), sources)
     except msgspec.ValidationError as error:

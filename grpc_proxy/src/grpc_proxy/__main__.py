@@ -6,14 +6,14 @@ import asyncio
 from pathlib import Path
 
 import uvloop
-from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
-from lambdalm.errors import Code, LlmError
 
 from grpc_proxy import server
 from grpc_proxy.config import Config
 from grpc_proxy.service import HOP
 from grpc_proxy.upstream import BACKEND, Upstream
+from lambdalm import logs
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.errors import Code, LlmError
 
 
 def serve(config: Config) -> None:

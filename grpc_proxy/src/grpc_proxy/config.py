@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from lambdalm.listen import Listen
-from lambdalm.logs import LogConfig
 from msgspec import Meta
 
-Seconds = Annotated[float, Meta(gt=0)]
+from lambdalm.listen import Listen
+from lambdalm.logs import LogConfig
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1)]
 
@@ -30,7 +31,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_message_bytes: Count = 4 * 1024 * 1024
     default_timeout: Seconds = 120
     max_timeout: Seconds = 900
-    grace: Annotated[float, Meta(ge=0)] = 30
+    grace: Annotated[float, Meta(ge=0, le=86400)] = 30
 
 
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

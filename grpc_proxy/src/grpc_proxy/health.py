@@ -6,15 +6,21 @@ import asyncio
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
-from lambdalm import logs
 
 from grpc_proxy.upstream import Upstream
+from lambdalm import logs
 
 SERVICE = "lambdalm.v1.LlmService"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _log = logs.get(__name__)
+
+
+async def not_looked_yet(servicer: aio.HealthServicer) -> None:
+    """Nobody is told SERVING before the backend has been seen."""
+    for service in ("", SERVICE):
+        await servicer.set(service, _NOT_SERVING)
 
 
 async def watch(upstream: Upstream, servicer: aio.HealthServicer, every: float) -> None:

@@ -11,14 +11,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_reflection.v1alpha import reflection
-from lambdalm import logs
-from lambdalm.descriptors import raise_limit
-from lambdalm_proto.v1 import llm_pb2, llm_pb2_grpc
 
 from grpc_proxy import health
 from grpc_proxy.config import Config
 from grpc_proxy.service import LlmService
 from grpc_proxy.upstream import Upstream
+from lambdalm import logs
+from lambdalm.descriptors import raise_limit
+from lambdalm_proto.v1 import llm_pb2, llm_pb2_grpc
 
 _log = logs.get(__name__)
 
@@ -71,6 +71,7 @@ async def serve(config: Config) -> None:
             reflection.SERVICE_NAME,
         ]
         reflection.enable_server_reflection(services, server)
+        await health.not_looked_yet(servicer)
         port = _bind(server, config)
         await server.start()
         watching = asyncio.create_task(health.watch(upstream, servicer, config.upstream.check_seconds))

@@ -13,6 +13,10 @@ from typing import NoReturn
 
 import grpc
 import msgspec
+
+from grpc_proxy.coalesce import Coalescer
+from grpc_proxy.config import Config
+from grpc_proxy.upstream import Upstream
 from lambdalm import call as calls
 from lambdalm import logs, timings
 from lambdalm.call import Call
@@ -33,10 +37,6 @@ from lambdalm.rpc import messages, status
 from lambdalm.timings import HopClock
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
-
-from grpc_proxy.coalesce import Coalescer
-from grpc_proxy.config import Config
-from grpc_proxy.upstream import Upstream
 
 HOP = "proxy"
 

@@ -7,11 +7,15 @@ listens, the connection breaks, the answer makes no sense) becomes an LlmError w
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
 from collections.abc import AsyncGenerator
 
 import aiohttp
 import msgspec
+
+from grpc_proxy.config import UpstreamConfig
 from lambdalm import sse
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest, encode_query
@@ -19,10 +23,9 @@ from lambdalm.errors import Code, LlmError, code_of_http_status
 from lambdalm.events import Heartbeat, StreamEvent
 from lambdalm.stream import ErrorAnswer, EventReader
 
-from grpc_proxy.config import UpstreamConfig
-
 BACKEND = "backend"
 _MAX_ERROR_BYTES = 64 * 1024
+_FAREWELL_SECONDS = 1.0
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -102,6 +105,7 @@ class Upstream:
 
     async def _batches(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
         reader = EventReader()
+        _wake_when_closed(response)
         try:
             while not reader.finished:
                 try:
@@ -122,9 +126,10 @@ class Upstream:
                     yield batch
                 if failure is not None:
                     raise failure
-            await response.read()  # to its very end, so that the connection can be used again
-        except aiohttp.ClientPayloadError:
-            raise LlmError(Code.UNAVAILABLE, _BROKE_OFF, origin=BACKEND) from None
+            # To the body's very end, so that the connection can be used again; the answer is whole without it.
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await response.read()
         except LlmError as error:
             raise error.at(BACKEND) from None
         finally:
@@ -147,7 +152,24 @@ def _reason(error: BaseException) -> str:
     cause = getattr(error, "os_error", error)
     if isinstance(cause, ssl.SSLError):
         return f"TLS: {cause.reason}"
-    return getattr(cause, "strerror", None) or type(cause).__name__
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(cause) or type(cause).__name__
+
+
+def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
+    """Let a reader know at once that the connection has closed; aiohttp does not where the body's framing is broken."""
+
+    def closed(future: asyncio.Future[None]) -> None:
+        if not future.cancelled():
+            future.exception()  # looked at, so that nobody complains that it was not
+        if not response.content.is_eof() and response.content.exception() is None:
+            response.content.set_exception(aiohttp.ServerDisconnectedError())
+
+    protocol = response.connection.protocol if response.connection is not None else None
+    future = protocol.closed if protocol is not None else None
+    if future is not None:
+        future.add_done_callback(closed)
 
 
 async def _refuse_failure(response: aiohttp.ClientResponse, call: Call) -> None:
@@ -162,7 +184,9 @@ async def _refuse_failure(response: aiohttp.ClientResponse, call: Call) -> None:
 
 
 async def _failure(response: aiohttp.ClientResponse, call: Call | None = None) -> LlmError:
-    body = await response.content.read(_MAX_ERROR_BYTES)
+    body = b""
+    while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
+        body += piece
     try:
         answer = msgspec.json.decode(body, type=ErrorAnswer)
     except (msgspec.MsgspecError, RecursionError):
@@ -171,7 +195,7 @@ async def _failure(response: aiohttp.ClientResponse, call: Call | None = None) -
         )
     if call is not None:
         call.clock.behind = answer.timings
-    return answer.error.to_error()
+    return answer.error.to_error().at(BACKEND)
 
 
 async def _close(opening: asyncio.Task[aiohttp.ClientResponse]) -> None:

@@ -6,13 +6,13 @@ import atexit
 from pathlib import Path
 
 import flask
+
 from lambdalm import logs
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.web.app import HttpHop
 from lambdalm.web.server import serve as serve_web
 from lambdalm.web.worker import Lifecycle
-
 from restful_proxy.app import add_routes
 from restful_proxy.config import Config
 from restful_proxy.upstream import PROXY, GrpcProxy

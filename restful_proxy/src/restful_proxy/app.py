@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import flask
 import msgspec
+
 from lambdalm.web.app import HttpHop
 from lambdalm.web.query import add_query
-
 from restful_proxy.upstream import GrpcProxy
 
 _CHECK_SECONDS = 1.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+from msgspec import Meta
+
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
 from lambdalm.web.limits import Limits
-from msgspec import Meta
 
 
 class GrpcConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

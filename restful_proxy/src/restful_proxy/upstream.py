@@ -11,6 +11,7 @@ from collections.abc import Generator
 import grpc
 import grpc.experimental
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from lambdalm import timings
 from lambdalm.call import REQUEST_ID, Call
 from lambdalm.chat import ChatRequest
@@ -18,7 +19,6 @@ from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent
 from lambdalm.rpc import messages, status
 from lambdalm_proto.v1 import llm_pb2_grpc
-
 from restful_proxy.config import GrpcConfig
 
 PROXY = "proxy"
@@ -94,7 +94,7 @@ def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5000),  # the time that a connection may take
         ("grpc.max_reconnect_backoff_ms", 1000),
         # Streams with many readers: the reading thread is the one that waits, not one of its own per call.
         (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),

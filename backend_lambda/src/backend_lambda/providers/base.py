@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import msgspec
+
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import StreamEvent

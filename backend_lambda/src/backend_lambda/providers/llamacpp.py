@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import xllamacpp
+
+from backend_lambda.config import LlamaCppConfig
+from backend_lambda.providers.base import ModelInfo, ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Usage
-
-from backend_lambda.config import LlamaCppConfig
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
 
 NAME = "llamacpp"
 BUILTIN = "lambdalm-demo"
@@ -48,7 +48,7 @@ class LlamaCppProvider:
         _check_file(path)
         self._config = config
         self._model = path.stem
-        self._server = xllamacpp.Server(_parameters(config, path, slots))
+        self._server = _load(_parameters(config, path, slots), path)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="llamacpp")
 
     def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
@@ -207,6 +207,14 @@ def _parameters(config: LlamaCppConfig, path: Path, slots: int) -> Any:
     parameters.ui = False
     parameters.api_keys = [secrets.token_hex(32)]
     return parameters
+
+
+def _load(parameters: Any, path: Path) -> Any:
+    try:
+        return xllamacpp.Server(parameters)
+    except RuntimeError as error:
+        why = f"llama.cpp cannot load the model {path}: is the file whole, and of a kind that it knows? ({error})"
+        raise LlmError(Code.FAILED_PRECONDITION, why, origin=NAME) from None
 
 
 def _check_file(path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+from backend_lambda.providers.base import ModelInfo, ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import StreamEvent
 from lambdalm.testing import scripted
-
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
 
 
 class ScriptedProvider:

@@ -1,0 +1,91 @@
+"""What the gRPC proxy's tests share: the bytes of a backend's stream, and the proxy, in this process or as its own."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import msgspec
+
+from lambdalm.call import Call
+from lambdalm.errors import LlmError
+from lambdalm.events import Finished, FinishReason, Started, TextDelta, Usage
+from lambdalm.stream import encode_error, encode_event
+from lambdalm.testing.chain import Chain, free_ports
+from lambdalm.timings import HopClock, HopTiming, Timings
+
+if TYPE_CHECKING:
+    from grpc_proxy.config import Config
+
+WAIT = 45  # seconds until a test that waits has failed
+SOON = 0.05  # seconds: heartbeats and health checks, where a test waits for them
+
+TIMINGS: Timings = {"backend": HopTiming(total_ms=7.5, queue_ms=0.25, own_ms=0.5)}
+STARTED = encode_event(Started("r1", "tiny"))
+DELTAS = [encode_event(TextDelta(text)) for text in ("Par", "is λ", "\u2028.\r\n")]
+TEXT = "Paris λ\u2028.\r\n"
+USAGE = encode_event(Usage(3, 4))
+END = encode_event(Finished(FinishReason.STOP, timings=TIMINGS))
+WHOLE = b"".join([STARTED, *DELTAS, USAGE, END])
+
+
+def failure(error: LlmError) -> bytes:
+    """The end of a stream that failed, as the backend sends it."""
+    return encode_error(error, TIMINGS)
+
+
+def new_call(budget: float = WAIT) -> Call:
+    return Call("r1", budget, HopClock("proxy"))
+
+
+def new_config(url: str, **parts: Any) -> Config:
+    """A config with this upstream; `parts` as in the file: `limits={"max_in_flight": 1}`."""
+    from grpc_proxy.config import Config
+
+    upstream = {"url": url, **parts.pop("upstream", {})}
+    return msgspec.convert({"listen": {"host": "127.0.0.1", "port": 0}, "upstream": upstream, **parts}, Config)
+
+
+@contextlib.asynccontextmanager
+async def proxy_here(config: Config) -> AsyncIterator[grpc.aio.Channel]:
+    """The service on a port of this process, without its health; gives a channel to it."""
+    from grpc_proxy import server
+    from grpc_proxy.service import LlmService
+    from grpc_proxy.upstream import Upstream
+    from lambdalm_proto.v1 import llm_pb2_grpc
+
+    async with server.session(config) as http:
+        upstream = Upstream(http, config.upstream, config.stream.heartbeat_seconds)
+        serving = grpc.aio.server(options=server.options(config))
+        llm_pb2_grpc.add_LlmServiceServicer_to_server(LlmService(upstream, config), serving)  # type: ignore[no-untyped-call]
+        port = serving.add_insecure_port("127.0.0.1:0")
+        await serving.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield channel
+        finally:
+            await serving.stop(0)
+
+
+@contextlib.contextmanager
+def proxy_process(url: str, **environ: str) -> Iterator[Chain]:
+    """`grpc-proxy serve` in front of this backend; `chain.grpc_target` is where. What is left of it is killed."""
+    ready = threading.Event()
+
+    def on_line(hop: str, line: str) -> None:
+        if "ready" in line:
+            ready.set()
+
+    chain = Chain(free_ports(), {"BACKEND_URL": url, **environ}, on_line)
+    chain.start("proxy")
+    hop = chain.hops["proxy"]
+    try:
+        assert ready.wait(WAIT), hop.tail
+        yield chain
+    finally:
+        if hop.alive:
+            hop.kill()
+        hop.stop()  # its log has been read to the end
