@@ -14,15 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Tokens
 from lambdalm.stream import encode_error, encode_event
 from lambdalm.timings import HopTiming
-
-# pytest's importlib mode names a test after its folders, and so puts the folder bedrest_client/ where the package of
-# that name should be; whoever imports it next gets the package.
-if getattr(sys.modules.get("bedrest_client"), "__file__", None) is None:
-    sys.modules.pop("bedrest_client", None)
 
 WAIT = 20  # seconds until a test that waits has failed
 

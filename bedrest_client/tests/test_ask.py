@@ -8,13 +8,13 @@ import signal
 from typing import Any
 
 import pytest
+
+from bedrest_client import turn
 from bedrest_client.query import Edge
 from bedrest_client.screen import Screen
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code
 from lambdalm.events import Finished, FinishReason, Tokens
-
-from bedrest_client import turn
 
 LINE = "lambdalm-demo · 9 tokens · first token 12 ms · 41 ms in all: edge 1.1, proxy 0.9, backend 0.4, engine 38.6 ms\n"
 

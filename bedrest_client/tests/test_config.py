@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+
 from bedrest_client.config import DEFAULT_FILE, Config
 from lambdalm.config import load
 

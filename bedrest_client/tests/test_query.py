@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+
 from bedrest_client.query import Edge, Exchange
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError

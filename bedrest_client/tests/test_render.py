@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from bedrest_client.render import cut_off, failure, printable, statistics
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Answer, FinishReason, Tokens

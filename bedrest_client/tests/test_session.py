@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
 from bedrest_client.config import DEFAULT_FILE, Config
 from bedrest_client.history import open_history
 from bedrest_client.screen import Screen
 from bedrest_client.session import Session, reader
 from lambdalm.chat import ChatRequest
 from lambdalm.config import load
-from prompt_toolkit.history import History, InMemoryHistory
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
 CTRL_C, CTRL_D, CTRL_R, ENTER, UP = "\x03", "\x04", "\x12", "\r", "\x1b[A"
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import click
 import msgspec
-from lambdalm.commands import Flag
-from lambdalm.config import ConfigError, Loaded, load, show
 
 from bedrest_client import config, passive, turn
 from bedrest_client.config import Config
 from bedrest_client.query import Edge
 from bedrest_client.screen import Screen
+from lambdalm.commands import Flag
+from lambdalm.config import ConfigError, Loaded, load, show
 
 _INTERRUPTED = 130
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from lambdalm.chat import ChatRequest, Count, Name
 from msgspec import Meta
+
+from lambdalm.chat import ChatRequest, Count, Name
 
 DEFAULT_FILE = Path(__file__).parent / "config.yaml"
 

@@ -20,6 +20,7 @@ from collections.abc import Generator, Iterator
 import msgspec
 import requests
 import urllib3
+
 from lambdalm import sse
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT
 from lambdalm.chat import ChatRequest, encode_query, validate

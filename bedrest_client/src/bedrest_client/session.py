@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable
 
 import msgspec
-from lambdalm.chat import ChatRequest, Count, Name
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.filters import Condition
@@ -20,6 +19,7 @@ from prompt_toolkit.output import Output
 
 from bedrest_client.config import Config
 from bedrest_client.screen import Screen
+from lambdalm.chat import ChatRequest, Count, Name
 
 _QUOTES = '"""'
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
-from lambdalm.chat import ChatRequest
-from lambdalm.errors import LlmError
-from lambdalm.events import Answer, Collector, Finished, ReasoningDelta, TextDelta
-
 from bedrest_client import render
 from bedrest_client.query import Edge, Exchange
 from bedrest_client.screen import Screen
+from lambdalm.chat import ChatRequest
+from lambdalm.errors import LlmError
+from lambdalm.events import Answer, Collector, Finished, ReasoningDelta, TextDelta
 
 
 def stream(edge: Edge, request: ChatRequest, screen: Screen) -> bool:
