@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec import Struct
 
+from lambdalm import commands
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.listen import Listen
@@ -34,7 +35,9 @@ class Service:
         self.file = file
         self.served: list[Config] = []
         flags = [PORT, LOG_LEVEL, Flag("model", "model", "what answers")]
-        self.cli: click.Group = service_cli("toy", "A toy.", Config, file, self.served.append, self.look, flags)
+        self.cli: click.Group = service_cli(
+            commands.Service("toy", "A toy.", Config, file, self.served.append, self.look, flags)
+        )
 
     def look(self, config: Config) -> str:
         if config.model == "gone":

@@ -15,7 +15,7 @@ from backend_lambda.service import Backend
 from backend_lambda.slots import Slots
 from backend_lambda.tryout import try_out
 from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.web.app import HttpHop
 from lambdalm.web.server import serve as serve_web
 from lambdalm.web.worker import Lifecycle
@@ -65,13 +65,15 @@ def test(config: Config) -> str:
 
 
 main = service_cli(
-    "backend-lambda",
-    "The LLM backend of λλM: an HTTP service in front of a model.",
-    Config,
-    Path(__file__).with_name("config.yaml"),
-    serve,
-    test,
-    [PORT, Flag("provider", "provider.kind", "what answers: llamacpp or scripted"), LOG_LEVEL],
+    Service(
+        "backend-lambda",
+        "The LLM backend of λλM: an HTTP service in front of a model.",
+        Config,
+        Path(__file__).with_name("config.yaml"),
+        serve,
+        test,
+        [PORT, Flag("provider", "provider.kind", "what answers: llamacpp or scripted"), LOG_LEVEL],
+    )
 )
 
 if __name__ == "__main__":

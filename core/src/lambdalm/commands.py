@@ -1,9 +1,9 @@
-"""The commands that every service has, made once: `serve`, `config --show`, `test`.
+"""The commands that every service has, made once: `serve`, `test`, `config --show`.
 
-    cli = service_cli("backend-lambda", "…", Config, default_file, serve=…, test=…, flags={"port": "listen.port"})
+    main = service_cli(Service("backend-lambda", "…", Config, file, serve, test, [PORT, LOG_LEVEL]))
 
-Every command takes `--config FILE` and the flags named; a flag beats the file. Config errors end the program with
-one line and exit status 2, an LlmError with one line and status 1.
+Every command takes `--config FILE` and the service's flags; a flag beats the file. A config that makes no sense ends
+the program with one line and exit status 2, a failure to serve or an LlmError with one line and status 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import click
 
@@ -34,77 +34,74 @@ PORT = Flag("port", "listen.port", "the port to listen on", int)
 LOG_LEVEL = Flag("log-level", "log.level", "how much to log", click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 
 
-def service_cli(
-    name: str,
-    about: str,
-    kind: type[T],
-    default_file: Path,
-    serve: Callable[[T], None],
-    test: Callable[[T], str],
-    flags: Sequence[Flag],
-) -> click.Group:
-    """The command line of one service; `test` tries what the service talks to and says in a line what it found."""
+class Service(NamedTuple, Generic[T]):
+    """What a service's commands need. `serve` runs until SIGTERM; `test` tries what the service talks to and says, in
+    a line, what it found."""
 
-    @click.group(name=name, help=about, context_settings={"help_option_names": ["-h", "--help"]})
-    def group() -> None:
-        pass
+    name: str
+    about: str
+    config: type[T]
+    file: Path
+    serve: Callable[[T], None]
+    test: Callable[[T], str]
+    flags: Sequence[Flag]
 
-    def command(about: str) -> Callable[[Callable[..., None]], click.Command]:
-        def decorate(function: Callable[..., None]) -> click.Command:
-            options = [
-                click.Option(
-                    ["--config", "file"],
-                    type=click.Path(dir_okay=False, path_type=Path),
-                    default=default_file,
-                    show_default=True,
-                    help="the YAML file to read",
-                ),
-                *(click.Option([f"--{flag.name}"], type=flag.type, help=flag.help) for flag in flags),
-            ]
 
-            def run(file: Path, **given: Any) -> None:
-                extra = {key: given.pop(key) for key in list(given) if key == "show"}
-                function(_load(kind, file, flags, given), **extra)
+def service_cli(service: Service[T]) -> click.Group:
+    """The command line of one service."""
 
-            made = click.Command(function.__name__.rstrip("_"), callback=run, params=[*options], help=about)
-            group.add_command(made)
-            return made
+    def serve(loaded: config.Loaded[T]) -> None:
+        service.serve(loaded.value)
 
-        return decorate
+    def test(loaded: config.Loaded[T]) -> None:
+        click.echo(service.test(loaded.value))
 
-    @command("Run the server until SIGTERM or Ctrl-C.")
-    def serve_(loaded: config.Loaded[T]) -> None:
-        try:
-            serve(loaded.value)
-        except OSError as error:
-            fail(str(error), 1)
-
-    @command("Try what the server would talk to, and say what was found.")
-    def test_(loaded: config.Loaded[T]) -> None:
-        try:
-            click.echo(test(loaded.value))
-        except LlmError as error:
-            fail(f"{error.origin or name}: {error.message} ({error.code})", 1)
-
-    @command("Check the config file; with --show, print the effective config and where each value came from.")
-    def config_(loaded: config.Loaded[T], show: bool) -> None:
+    def show_config(loaded: config.Loaded[T], show: bool) -> None:
         click.echo(config.show(loaded) if show else "the config is good; --show prints it")
 
-    config_.params.append(click.Option(["--show"], is_flag=True, help="print the effective config, secrets masked"))
-    return group
+    show = click.Option(["--show"], is_flag=True, help="print the effective config, secrets masked")
+    commands = [
+        _command(service, "serve", "Run the server until SIGTERM or Ctrl-C.", serve),
+        _command(service, "test", "Try what the server would talk to, and say what was found.", test),
+        _command(
+            service, "config", "Check the config; with --show, print it and where it came from.", show_config, show
+        ),
+    ]
+    help_names = {"help_option_names": ["-h", "--help"]}
+    return click.Group(
+        service.name, {str(c.name): c for c in commands}, help=service.about, context_settings=help_names
+    )
 
 
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     """End the program with one line on stderr."""
     click.echo(f"error: {message}", err=True)
     sys.exit(status)
 
 
-def _load(kind: type[T], file: Path, flags: Sequence[Flag], given: dict[str, Any]) -> config.Loaded[T]:
-    keys = {flag.name.replace("-", "_"): flag.key for flag in flags}
-    chosen = {keys[name]: value for name, value in given.items() if value is not None}
+def _command(service: Service[T], name: str, help: str, run: Callable[..., None], *own: click.Option) -> click.Command:
+    """A command that loads the config, with its flags, and hands it to `run` with the values of its own options."""
+
+    def callback(file: Path, **given: Any) -> None:
+        options = {str(option.name): given.pop(str(option.name)) for option in own}
+        loaded = _load(service, file, given)
+        try:
+            run(loaded, **options)
+        except LlmError as error:
+            fail(f"{error.origin or service.name}: {error.message} ({error.code})", 1)
+        except OSError as error:
+            fail(str(error), 1)
+
+    path = click.Path(dir_okay=False, path_type=Path)
+    file = click.Option(["--config", "file"], type=path, default=service.file, help="the YAML file to read")
+    flags = [click.Option([f"--{flag.name}"], type=flag.type, help=flag.help) for flag in service.flags]
+    return click.Command(name, callback=callback, params=[file, *flags, *own], help=help)
+
+
+def _load(service: Service[T], file: Path, given: dict[str, Any]) -> config.Loaded[T]:
+    flags = {flag.name.replace("-", "_"): flag for flag in service.flags}
+    chosen = {flags[name].key: value for name, value in given.items() if value is not None}
     try:
-        return config.load(kind, file, chosen, names={flag.key: flag.name for flag in flags})
+        return config.load(service.config, file, chosen, names={flag.key: flag.name for flag in service.flags})
     except config.ConfigError as error:
         fail(str(error), 2)
-        raise

@@ -12,7 +12,7 @@ from grpc_proxy.config import Config
 from grpc_proxy.service import HOP
 from grpc_proxy.upstream import BACKEND, Upstream
 from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 
 
@@ -37,13 +37,15 @@ def test(config: Config) -> str:
 
 
 main = service_cli(
-    "grpc-proxy",
-    "The gRPC proxy of λλM: LlmService in front of the LLM backends.",
-    Config,
-    Path(__file__).with_name("config.yaml"),
-    serve,
-    test,
-    [PORT, Flag("upstream", "upstream.url", "the backend's /query"), LOG_LEVEL],
+    Service(
+        "grpc-proxy",
+        "The gRPC proxy of λλM: LlmService in front of the LLM backends.",
+        Config,
+        Path(__file__).with_name("config.yaml"),
+        serve,
+        test,
+        [PORT, Flag("upstream", "upstream.url", "the backend's /query"), LOG_LEVEL],
+    )
 )
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import flask
 
 from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.web.app import HttpHop
 from lambdalm.web.server import serve as serve_web
@@ -48,13 +48,15 @@ def test(config: Config) -> str:
 
 
 main = service_cli(
-    "restful-proxy",
-    "The RESTful proxy of λλM: HTTP with clients, gRPC with the proxy behind it.",
-    Config,
-    Path(__file__).with_name("config.yaml"),
-    serve,
-    test,
-    [PORT, Flag("grpc", "grpc.target", "host:port of the gRPC proxy"), LOG_LEVEL],
+    Service(
+        "restful-proxy",
+        "The RESTful proxy of λλM: HTTP with clients, gRPC with the proxy behind it.",
+        Config,
+        Path(__file__).with_name("config.yaml"),
+        serve,
+        test,
+        [PORT, Flag("grpc", "grpc.target", "host:port of the gRPC proxy"), LOG_LEVEL],
+    )
 )
 
 if __name__ == "__main__":
