@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := proto core bedrest_client restful_proxy grpc_proxy backend_lambda
 SOURCES := core proto bedrest_client restful_proxy grpc_proxy backend_lambda tiny_model tools bench tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-LOCKS := bedrest_client restful_proxy grpc_proxy backend_lambda run
+LOCKS := train bedrest_client restful_proxy grpc_proxy backend_lambda run
 
 .DEFAULT_GOAL := help
 .PHONY: help run up chat passive test test-slow check format bench proto proto-check lock demo-model clean
@@ -61,7 +61,7 @@ lock: $(VENV)/dev.done  ## pin all requirements anew
 demo-model:  ## make the built-in model again (an hour; needs torch, which it installs in .venv-train)
 	@test -n "$(PYTHON)" || (echo "Python 3.11 or newer is needed" && exit 1)
 	@test -d .venv-train || $(PYTHON) -m venv .venv-train
-	@.venv-train/bin/python -m pip --disable-pip-version-check install --quiet -r tiny_model/requirements.in
+	@.venv-train/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/train.txt
 	@.venv-train/bin/python -m tiny_model.make --out backend_lambda/src/backend_lambda/models/lambdalm-demo.gguf
 
 clean:  ## remove what was set up
