@@ -1,0 +1,1 @@
+"""Measurements of the whole chain on one machine; README.md says what each number means."""

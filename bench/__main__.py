@@ -1,0 +1,26 @@
+"""All measurements, one after the other; `make bench` runs this. Takes about five minutes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bench import cancel, greedy, overhead, report, streams
+from bench.report import Table
+
+_PROGRAMS = (overhead, streams, cancel, greedy)
+
+
+def measure(options: argparse.Namespace) -> list[Table]:
+    return [table for program in _PROGRAMS for table in program.measure(options)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for program in _PROGRAMS:
+        program.add_options(parser)
+    return report.run(__doc__, measure, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
