@@ -8,6 +8,7 @@ docs/scripted.md shows what each looks like from outside.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 
 from lambdalm.call import Call
@@ -41,12 +42,18 @@ class Part:
         self.prompt = request.conversation()[-1].content
         self.max_tokens = request.max_tokens
         self._call = call
+        # Held until the call is stopped; to wait for a lock costs a fraction of what waiting for an Event does.
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def wake(self) -> None:
+        """The call was stopped: who pauses is woken, and nobody pauses any more. Called once."""
+        self._running.release()
 
     def pause(self, seconds: float) -> None:
         """Wait, unless the call is stopped first: then raises the LlmError with which it was."""
-        woken = threading.Event()
-        with self._call.on_cancel(woken.set):
-            woken.wait(min(seconds, self._call.remaining()))
+        if self._running.acquire(timeout=max(0.0, min(seconds, self._call.remaining()))):
+            self._running.release()
         self._call.check()
 
     def stall(self) -> None:
@@ -59,9 +66,8 @@ class Part:
         self._call.check()
 
 
-def _words(part: Part, default: int) -> Iterator[TextDelta]:
-    for index in range(part.max_tokens or default):
-        yield TextDelta(_WORDS[index % len(_WORDS)])
+def _word(index: int) -> str:
+    return _WORDS[index % len(_WORDS)]
 
 
 def _end(part: Part, tokens: int, reason: FinishReason = FinishReason.STOP) -> Iterator[StreamEvent]:
@@ -78,22 +84,23 @@ def _echo(part: Part) -> Iterator[StreamEvent]:
 
 def _slow(part: Part) -> Iterator[StreamEvent]:
     """20 tokens a second, max_tokens of them (default 40)"""
-    count = 0
-    for word in _words(part, 40):
-        part.pause(TOKEN_SECONDS)
-        count += 1
-        yield word
-    yield from _end(part, count, FinishReason.LENGTH)
+    start, said, most = time.monotonic(), 0, part.max_tokens or 40
+    while said < most:
+        part.pause(start + (said + 1) * TOKEN_SECONDS - time.monotonic())
+        due = min(most, max(said + 1, int((time.monotonic() - start) / TOKEN_SECONDS)))
+        # Whoever is late says all that is due at once, as an engine does whose reader is late.
+        yield TextDelta("".join(_word(index) for index in range(said, due)))
+        said = due
+    yield from _end(part, said, FinishReason.LENGTH)
 
 
 def _flood(part: Part) -> Iterator[StreamEvent]:
     """tokens as fast as they are read, max_tokens of them (default: without end)"""
-    count = 0
-    for word in _words(part, 2**31):
+    most = part.max_tokens or 2**31
+    for index in range(most):
         part.check()
-        count += 1
-        yield word
-    yield from _end(part, count, FinishReason.LENGTH)
+        yield TextDelta(_word(index))
+    yield from _end(part, most, FinishReason.LENGTH)
 
 
 def _huge(part: Part) -> Iterator[StreamEvent]:
@@ -200,8 +207,10 @@ def play(request: ChatRequest, call: Call) -> Events:
     if model not in BEHAVIOURS:
         known = ", ".join(BEHAVIOURS)
         raise LlmError(Code.NOT_FOUND, f"model: there is no {model!r}; there are {known}", origin="scripted")
-    events = BEHAVIOURS[model](Part(request, call))
-    first = next(events)  # an engine says that it has started when it has something to say
-    yield Started(call.id, model)
-    yield first
-    yield from events
+    part = Part(request, call)
+    events = BEHAVIOURS[model](part)
+    with call.on_cancel(part.wake):
+        first = next(events)  # an engine says that it has started when it has something to say
+        yield Started(call.id, model)
+        yield first
+        yield from events
