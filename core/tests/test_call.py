@@ -145,13 +145,13 @@ def test_the_next_hop_gets_a_little_less_than_what_is_left() -> None:
     call = new_call(100)
     most = call.remaining()
     passed = call.passed_on()
-    assert call.remaining() - 0.011 < passed < most
+    assert call.remaining() - 0.051 < passed < most
 
 
-def test_of_almost_nothing_the_next_hop_gets_half() -> None:
+def test_of_almost_nothing_the_next_hop_gets_the_most() -> None:
     call = new_call()
     call.deadline -= 100 - 1e-3
-    assert 0 <= call.passed_on() <= 0.5e-3
+    assert 0 < call.passed_on() <= 0.9e-3
     assert new_call(0).passed_on() == 0
 
 

@@ -29,7 +29,7 @@ from lambdalm.timings import HopClock
 REQUEST_ID = "x-request-id"
 REQUEST_TIMEOUT = "x-request-timeout"
 
-_HOP_MARGIN = 0.01  # seconds
+_HOP_MARGIN = 0.05  # seconds; a tenth of what is left, where that is less
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
@@ -57,7 +57,7 @@ class Call:
     def passed_on(self) -> float:
         """Seconds to give the next hop: what is left, less what it takes to hear from that hop that they are over."""
         left = self.remaining()
-        return max(left - _HOP_MARGIN, left / 2)
+        return left - min(_HOP_MARGIN, left / 10)
 
     def check(self) -> None:
         """Raises the error with which the call was cancelled, or DEADLINE_EXCEEDED when its time is up."""
