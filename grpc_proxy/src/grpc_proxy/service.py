@@ -154,9 +154,9 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
             await _abort(context, call, call.out_of_time())
         except LlmError as error:
             await _abort(context, call, error.at(HOP))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter comes of a write to a caller who has left
             _log.info("the caller left", request_id=call.id, ms=clock.total_ms())
-            raise
+            raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001  # the edge of the process: the caller must be told, whatever it was
             _log.error("a bug: the call raised", request_id=call.id, exc_info=error)
             bug = LlmError(Code.INTERNAL, "an internal error: the proxy's log has it under this request's id")

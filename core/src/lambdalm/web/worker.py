@@ -27,8 +27,11 @@ from gunicorn.http import get_parser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from lambdalm import logs
 from lambdalm.web.inflight import InFlight
 from lambdalm.web.limits import Limits
+
+_log = logs.get(__name__)
 
 _END_OF_HEADERS = b"\r\n\r\n"
 _CHUNK = 16 * 1024
@@ -140,9 +143,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 listener.close()
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
-        """One request, in its thread; a `send` that makes no progress for so long fails."""
+        """One request, in its thread; a reader that takes nothing for `write_seconds` is closed."""
         conn.sock.settimeout(self.limits.write_seconds)
-        keep: bool = super().handle_request(req, conn)
+        try:
+            keep: bool = super().handle_request(req, conn)
+        except TimeoutError:
+            _log.info("closed a reader that took nothing", seconds=self.limits.write_seconds)
+            return False
         return keep
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
