@@ -14,10 +14,12 @@ from grpc_proxy.upstream import BACKEND, Upstream
 from lambdalm import logs
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
+from lambdalm.runtime import settle
 
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
+    settle()
     uvloop.run(server.serve(config))
 
 

@@ -20,6 +20,7 @@ from lambdalm import logs
 from lambdalm.descriptors import raise_limit
 from lambdalm.errors import LlmError
 from lambdalm.listen import Listen
+from lambdalm.runtime import settle
 from lambdalm.web.limits import Limits
 from lambdalm.web.worker import Lifecycle, Worker
 
@@ -66,10 +67,12 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> flask.Flask:
         try:
-            return self._make_app(self._lifecycle)
+            app = self._make_app(self._lifecycle)
         except LlmError as error:
             logs.get(__name__).error("cannot start", why=error.message)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)  # any other status, and gunicorn tries for ever
+        settle()
+        return app
 
 
 def serve(make_app: Callable[[Lifecycle], flask.Flask], listen: Listen, limits: Limits) -> None:

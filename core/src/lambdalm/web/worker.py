@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import struct
 import threading
 import time
 from functools import partial
@@ -46,18 +47,26 @@ class Lifecycle:
         self.in_flight = InFlight(limits.max_in_flight)
 
 
+def _limit_sends(sock: socket.socket, seconds: float) -> None:
+    """Let a send that cannot send anything for so long raise BlockingIOError.
+
+    A timeout of Python's own would poll before each send, and wait for the GIL once more.
+    """
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+
+
 class DeadlineUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
-    """Reads a request's body with one deadline for all of it; between reads, writes have `write_seconds`."""
+    """Reads a request's body with one deadline for all of it."""
 
     deadline = 0.0
-    write_seconds: float
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         self.sock.settimeout(max(0.001, self.deadline - time.monotonic()))
         try:
             received: bytes = super().chunk(size_hint)
         finally:
-            self.sock.settimeout(self.write_seconds)
+            self.sock.settimeout(None)
         return received
 
 
@@ -76,7 +85,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if conn.parser is None:
             conn.parser = get_parser(self.cfg, conn.sock, conn.client)
             conn.parser.unreader = DeadlineUnreader(conn.sock)
-            conn.parser.unreader.write_seconds = self.limits.write_seconds
             conn.initialized = True
         conn.sock.setblocking(False)
         head = bytearray(conn.parser.unreader.take_buffered())
@@ -144,10 +152,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """One request, in its thread; a reader that takes nothing for `write_seconds` is closed."""
-        conn.sock.settimeout(self.limits.write_seconds)
+        _limit_sends(conn.sock, self.limits.write_seconds)
         try:
             keep: bool = super().handle_request(req, conn)
-        except TimeoutError:
+        except BlockingIOError:
             _log.info("closed a reader that took nothing", seconds=self.limits.write_seconds)
             return False
         return keep
