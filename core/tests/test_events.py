@@ -176,16 +176,36 @@ def _runs(events: list[StreamEvent]) -> list[tuple[type, object]]:
 
 @given(st.lists(strategies.events, max_size=12))
 def test_join_keeps_texts_and_order_exactly(events: list[StreamEvent]) -> None:
-    joined = join(events)
+    joined = list(join(events))
     assert _runs(joined) == _runs(events)
     assert len(joined) == len(_runs(events))
 
 
 def test_join_makes_neighbouring_deltas_one() -> None:
-    assert join([TextDelta("a"), TextDelta("b"), ReasoningDelta("c"), TextDelta("d"), Heartbeat(), TextDelta("e")]) == [
+    events: list[StreamEvent] = [
+        TextDelta("a"),
+        TextDelta("b"),
+        ReasoningDelta("c"),
+        TextDelta("d"),
+        Heartbeat(),
+        TextDelta("e"),
+    ]
+    assert list(join(events)) == [
         TextDelta("ab"),
         ReasoningDelta("c"),
         TextDelta("d"),
         Heartbeat(),
         TextDelta("e"),
     ]
+
+
+def test_join_gives_what_came_before_a_failure() -> None:
+    def failing() -> Iterator[StreamEvent]:
+        yield TextDelta("a")
+        yield TextDelta("b")
+        raise LlmError(Code.UNAVAILABLE, "gone")
+
+    joined = join(failing())
+    assert next(joined) == TextDelta("ab")
+    with pytest.raises(LlmError, match="gone"):
+        next(joined)

@@ -223,20 +223,26 @@ def collect(stream: Iterable[StreamEvent]) -> Answer:
     return collector.answer()
 
 
-def join(events: Iterable[StreamEvent]) -> list[StreamEvent]:
-    """The same stream in fewer events: neighbouring deltas of text become one, and so do those of reasoning."""
-    joined: list[StreamEvent] = []
+def join(events: Iterable[StreamEvent]) -> Iterator[StreamEvent]:
+    """The same stream in fewer events: neighbouring deltas of text become one, and so do those of reasoning.
+
+    When `events` raises, what it gave before comes first.
+    """
     texts: list[str] = []
     kind: type[TextDelta] | type[ReasoningDelta] | None = None
-    for event in events:
-        if kind is not None and type(event) is not kind:
-            joined.append(kind("".join(texts)))
-            kind, texts = None, []
-        if isinstance(event, TextDelta | ReasoningDelta):
-            kind = type(event)
-            texts.append(event.text)
-        else:
-            joined.append(event)
+    try:
+        for event in events:
+            if kind is not None and type(event) is not kind:
+                yield kind("".join(texts))
+                kind, texts = None, []
+            if isinstance(event, TextDelta | ReasoningDelta):
+                kind = type(event)
+                texts.append(event.text)
+            else:
+                yield event
+    except LlmError:
+        if kind is not None:
+            yield kind("".join(texts))
+        raise
     if kind is not None:
-        joined.append(kind("".join(texts)))
-    return joined
+        yield kind("".join(texts))
