@@ -236,8 +236,8 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, default=1000, help="how many (default 1000)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each lasts (default 10)")
-    parser.add_argument("--ramp", type=float, default=5.0, help="seconds over which they start (default 5)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long each lasts (default 20)")
+    parser.add_argument("--ramp", type=float, default=10.0, help="seconds over which they start (default 10)")
 
 
 def main() -> int:

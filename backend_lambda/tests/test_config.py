@@ -16,6 +16,7 @@ class TestConfig(ConfigContract):
         ("BACKEND_PORT", "1234", "listen.port", 1234),
         ("BACKEND_ALLOW_PUBLIC", "true", "listen.allow_public", True),
         ("BACKEND_MAX_IN_FLIGHT", "7", "limits.max_in_flight", 7),
+        ("BACKEND_FRAMES_PER_SECOND", "7", "stream.frames_per_second", 7),
         ("DRAIN_PAUSE", "2.5", "limits.drain_pause", 2.5),
         ("PROVIDER", "scripted", "provider.kind", "scripted"),
         ("PARALLEL_SLOTS", "9", "provider.slots", 9),

@@ -203,6 +203,21 @@ def test_a_slow_reader_gets_every_word(provider: LlamaCppProvider) -> None:
     assert collect([first, *stream]).text == quick.text
 
 
+def test_what_the_engine_says_while_nobody_reads_comes_as_one_delta() -> None:
+    alone = LlamaCppProvider(LlamaCppConfig(context_tokens=CONTEXT), 1)
+    try:
+        whole = ask(alone, prompt="Who are you?", max_tokens=24).text
+        stream = alone.stream(ChatRequest(prompt="Who are you?", max_tokens=24), new_call())
+        seen = [next(stream)]
+        alone._threads.submit(lambda: None).result(WAIT)  # its only thread is free: the engine has said everything
+        seen += stream
+    finally:
+        alone.close()
+    texts = [event.text for event in seen if isinstance(event, TextDelta)]
+    assert "".join(texts) == whole
+    assert len(texts) <= 2  # what was there with the start, and all the rest
+
+
 @pytest.mark.parametrize("words", [CONTEXT, 20 * CONTEXT])
 def test_a_prompt_longer_than_the_context_is_refused_or_answered(provider: LlamaCppProvider, words: int) -> None:
     refused: list[LlmError] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -150,3 +152,16 @@ def test_a_model_that_cannot_be_read_ends_the_program_with_a_line_that_names_it(
     assert ran.returncode not in (0, None)
     assert "no/such.gguf cannot be read" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_above_the_budget_of_frames_deltas_are_joined_and_none_is_lost() -> None:
+    with running_backend(BACKEND_FRAMES_PER_SECOND="1") as chain:
+        whole = ask(chain, model="slow", max_tokens=60).json()["text"]
+        lines = list(ask(chain, model="slow", max_tokens=60, stream=True).iter_lines())
+    deltas = [
+        json.loads(data.removeprefix(b"data: "))["text"]
+        for kind, data in pairwise(lines)
+        if kind.endswith(b"text_delta")
+    ]
+    assert "".join(deltas) == whole
+    assert len(deltas) < 50  # in the first second each token is a frame, then at least four tokens are

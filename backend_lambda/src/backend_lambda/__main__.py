@@ -45,7 +45,7 @@ def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     atexit.register(provider.close)
     backend = Backend(provider, Slots(config.provider.slots, config.provider.queue))
     hop = HttpHop(HOP, config.limits, lifecycle)
-    add_routes(hop, backend, config.provider.slots)
+    add_routes(hop, backend, config)
     logs.get(__name__).info("ready", provider=provider.name, model=provider.models()[0].id)
     return hop.app
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import flask
 import msgspec
 
+from backend_lambda.config import Config
 from backend_lambda.providers.base import ModelInfo
 from backend_lambda.service import Backend
+from lambdalm.coalesce import Coalescer
 from lambdalm.web.app import HttpHop
 from lambdalm.web.query import add_query
 
@@ -29,9 +31,9 @@ class Models(msgspec.Struct, frozen=True):
     models: list[ModelInfo]
 
 
-def add_routes(hop: HttpHop, backend: Backend, slots: int) -> None:
+def add_routes(hop: HttpHop, backend: Backend, config: Config) -> None:
     """Serve the backend on this hop."""
-    add_query(hop, backend.stream)
+    add_query(hop, backend.stream, Coalescer(config.stream.frames_per_second))
 
     @hop.app.get("/health")
     def health() -> flask.Response:
@@ -45,7 +47,7 @@ def add_routes(hop: HttpHop, backend: Backend, slots: int) -> None:
             model=backend.provider.models()[0].id,
             in_flight=backend.slots.held,
             waiting=backend.slots.waiting,
-            slots=slots,
+            slots=config.provider.slots,
             detail=found.detail,
         )
         response = hop.answer(body, flask.g.clock)

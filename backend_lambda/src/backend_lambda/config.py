@@ -31,10 +31,17 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     llamacpp: LlamaCppConfig = LlamaCppConfig()
 
 
+class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How answers are streamed."""
+
+    frames_per_second: Annotated[float, Meta(gt=0)] = 2500
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `config.yaml`."""
 
     listen: Listen
     limits: Limits = Limits()
+    stream: StreamConfig = StreamConfig()
     provider: ProviderConfig = ProviderConfig()
     log: LogConfig = LogConfig()

@@ -14,23 +14,21 @@ from typing import NoReturn
 import grpc
 import msgspec
 
-from grpc_proxy.coalesce import Coalescer
 from grpc_proxy.config import Config
 from grpc_proxy.upstream import Upstream
 from lambdalm import call as calls
 from lambdalm import logs, timings
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, invalid
+from lambdalm.coalesce import Coalescer
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import (
     Answer,
     Collector,
+    Delta,
     Finished,
     Heartbeat,
-    ReasoningDelta,
     StreamEvent,
-    TextDelta,
-    ToolCallDelta,
     join,
 )
 from lambdalm.rpc import messages, status
@@ -40,7 +38,6 @@ from lambdalm_proto.v1 import llm_pb2_grpc
 
 HOP = "proxy"
 
-_DELTAS = (TextDelta, ReasoningDelta, ToolCallDelta)
 _log = logs.get(__name__)
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -71,13 +68,10 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
     async def GenerateStream(self, request: pb.LLMRequest, context: Context) -> None:  # noqa: N802
         async with self._call(context) as call:
             batches = self._answer(messages.request_from_proto(request), call)
-            self._coalescer.stream_starts()
-            try:
+            with self._coalescer.stream():
                 async with contextlib.aclosing(batches):
                     async for batch in batches:
                         await self._write(batch, context)
-            finally:
-                self._coalescer.stream_ends()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         async with self._call(context):
@@ -95,7 +89,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
                 raise LlmError(
                     Code.CANCELLED, f"the client has read nothing for {self._write_seconds:g} s", origin=HOP
                 ) from None
-        deltas = sum(isinstance(event, _DELTAS) for event in batch)
+        deltas = sum(isinstance(event, Delta) for event in batch)
         pause = self._coalescer.pause(deltas, asyncio.get_running_loop().time()) if deltas else 0
         if pause and not isinstance(batch[-1], Finished):
             await asyncio.sleep(pause)
@@ -117,14 +111,14 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         async with contextlib.aclosing(self._upstream.stream(request, call)) as batches:
             async for batch in batches:
                 if not committed:
-                    committed = any(isinstance(event, (*_DELTAS, Finished)) for event in batch)
+                    committed = any(isinstance(event, Delta | Finished) for event in batch)
                     if not committed:
                         held += [event for event in batch if not isinstance(event, Heartbeat)]
                         if len(batch) == 1 and isinstance(batch[0], Heartbeat):
                             yield batch
                         continue
                     batch = held + batch
-                if any(isinstance(event, _DELTAS) for event in batch):
+                if any(isinstance(event, Delta) for event in batch):
                     call.clock.first_delta()
                 if isinstance(batch[-1], Finished):
                     if batch[-1].timings:

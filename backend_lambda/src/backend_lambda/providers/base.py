@@ -5,6 +5,10 @@ the middle. Whatever it blocks on, it registers with the Call how to be woken (`
 generator is closed or raises, the engine has stopped working for that request. It translates its engine's errors into
 `LlmError` at once. It does not retry and remembers nothing. A parameter that its engine does not have is an
 INVALID_ARGUMENT that names it, unless its value is neutral.
+
+A provider is asked for its next event when the last one has gone out, which may take a while. What the engine has said
+meanwhile comes as one delta (`lambdalm.events.join`): a slow reader, or one among very many, gets fewer frames, not
+an older answer.
 """
 
 from __future__ import annotations

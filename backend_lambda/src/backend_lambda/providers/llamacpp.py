@@ -15,7 +15,7 @@ import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from backend_lambda.providers.base import ModelInfo, ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Usage
+from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Usage, join
 
 NAME = "llamacpp"
 BUILTIN = "lambdalm-demo"
@@ -57,7 +57,10 @@ class LlamaCppProvider:
         generation = _Generation(self._server, self._body(request))
         self._threads.submit(generation.run)
         try:
-            yield from _events(generation.chunks(call), call.id, self._model)
+            translation = _Translation(call.id, self._model)
+            for batch in generation.batches(call):
+                yield from join(translation.events(batch))
+            yield from translation.end()
         finally:
             generation.stop()
 
@@ -91,7 +94,7 @@ class LlamaCppProvider:
 
 
 class _Generation:
-    """One generation: `run` in a thread of the engine's, `chunks` and `stop` in the reader's."""
+    """One generation: `run` in a thread of the engine's, `batches` and `stop` in the reader's."""
 
     def __init__(self, server: Any, body: dict[str, Any]) -> None:
         self._server = server
@@ -114,25 +117,36 @@ class _Generation:
             self._done.set()
             self._put(end)
 
-    def chunks(self, call: Call) -> Iterator[dict[str, Any]]:
-        """The chunks of the answer as they come; raises LlmError, also the one that stopped the call."""
+    def batches(self, call: Call) -> Iterator[list[dict[str, Any]]]:
+        """The chunks of the answer, all that are there at a time; raises LlmError, as `call.check` does, too."""
         with call.on_cancel(self._wake):
             while True:
-                try:
-                    chunk = self._queue.get(timeout=call.remaining())
-                except queue.Empty:
-                    chunk = None
+                found = self._found(call.remaining())
                 call.check()
-                if isinstance(chunk, LlmError):
-                    raise chunk
-                if chunk is None:
+                chunks = [piece for piece in found if isinstance(piece, dict)]
+                if chunks:
+                    yield chunks
+                for piece in found:
+                    if isinstance(piece, LlmError):
+                        raise piece
+                if None in found:
+                    call.check()
                     return
-                yield chunk
 
     def stop(self) -> None:
         """Returns when the engine works for this no more."""
         self._stopped.set()
         self._done.wait()
+
+    def _found(self, timeout: float) -> list[dict[str, Any] | LlmError | None]:
+        """All that is in the queue, at least one; a None is the end, or the time is up."""
+        try:
+            found = [self._queue.get(timeout=timeout)]
+            while not self._queue.empty():
+                found.append(self._queue.get_nowait())
+        except queue.Empty:
+            return [None]
+        return found
 
     def _wake(self) -> None:
         self._stopped.set()
@@ -153,32 +167,43 @@ class _Generation:
         return False
 
 
-def _events(chunks: Iterator[dict[str, Any]], id: str, model: str) -> Iterator[StreamEvent]:
-    """llama.cpp's chat completion chunks as our events."""
-    reason: FinishReason | None = None
-    yielded = False
-    for chunk in chunks:
-        error = _error_in(chunk)
-        if error is not None:
-            raise error
-        for choice in chunk.get("choices", ()):
-            delta = choice.get("delta", {})
-            events: list[StreamEvent] = []
-            if delta.get("reasoning_content"):
-                events.append(ReasoningDelta(delta["reasoning_content"]))
-            if delta.get("content"):
-                events.append(TextDelta(delta["content"]))
-            if choice.get("finish_reason"):
-                reason = _REASONS.get(choice["finish_reason"], FinishReason.STOP)
-            if (events or reason) and not yielded:
-                yielded = True
-                yield Started(id, model)
-            yield from events
-        if chunk.get("usage"):
-            usage = chunk["usage"]
-            yield Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    if reason is not None:
-        yield Finished(reason)
+class _Translation:
+    """llama.cpp's chat completion chunks as our events; one for each answer."""
+
+    def __init__(self, id: str, model: str) -> None:
+        self._started = Started(id, model)
+        self._begun = False
+        self._reason: FinishReason | None = None
+
+    def events(self, chunks: Iterable[dict[str, Any]]) -> Iterator[StreamEvent]:
+        """What these chunks say; raises the LlmError that one of them may be."""
+        for chunk in chunks:
+            error = _error_in(chunk)
+            if error is not None:
+                raise error
+            for choice in chunk.get("choices", ()):
+                yield from self._choice(choice)
+            if chunk.get("usage"):
+                usage = chunk["usage"]
+                yield Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+    def _choice(self, choice: dict[str, Any]) -> Iterator[StreamEvent]:
+        delta = choice.get("delta", {})
+        reasoning, text, reason = delta.get("reasoning_content"), delta.get("content"), choice.get("finish_reason")
+        if reason:
+            self._reason = _REASONS.get(reason, FinishReason.STOP)
+        if not self._begun and (reasoning or text or reason):
+            self._begun = True
+            yield self._started
+        if reasoning:
+            yield ReasoningDelta(reasoning)
+        if text:
+            yield TextDelta(text)
+
+    def end(self) -> Iterator[StreamEvent]:
+        """The end, if the engine has said that it is one."""
+        if self._reason is not None:
+            yield Finished(self._reason)
 
 
 def _error_in(answer: Any) -> LlmError | None:

@@ -8,6 +8,7 @@ failure before it has its HTTP status; after it, a failure is one terminal `erro
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterator
 
 import flask
@@ -16,16 +17,9 @@ import msgspec
 from lambdalm import logs, sse
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, decode_query
+from lambdalm.coalesce import Coalescer
 from lambdalm.errors import LlmError
-from lambdalm.events import (
-    Finished,
-    ReasoningDelta,
-    StreamEvent,
-    TextDelta,
-    ToolCallDelta,
-    checked,
-    collect,
-)
+from lambdalm.events import Delta, Finished, StreamEvent, checked, collect
 from lambdalm.stream import encode_error, encode_event
 from lambdalm.web.app import HttpHop, bug
 
@@ -34,8 +28,11 @@ OpenStream = Callable[[ChatRequest, Call], Generator[StreamEvent, None, None]]
 _log = logs.get(__name__)
 
 
-def add_query(hop: HttpHop, open_stream: OpenStream) -> None:
-    """Serve `POST /query` on this hop. `open_stream` may raise LlmError, at once or while it is iterated."""
+def add_query(hop: HttpHop, open_stream: OpenStream, coalescer: Coalescer | None = None) -> None:
+    """Serve `POST /query` on this hop. `open_stream` may raise LlmError, at once or while it is iterated.
+
+    With a `coalescer` a stream pauses after its frames when it says so; what comes meanwhile the source has to join.
+    """
 
     @hop.app.post("/query")
     def query() -> flask.Response:
@@ -50,6 +47,8 @@ def add_query(hop: HttpHop, open_stream: OpenStream) -> None:
                 _log.info("answered", request_id=call.id, model=answer.model, ms=call.clock.total_ms())
                 return hop.answer(answer, call.clock)
             first = next(events)
+            if coalescer is not None:
+                events = _paced(events, call, coalescer)
             response = flask.Response(_frames(first, events, call), mimetype=sse.CONTENT_TYPE)
             response.headers["Cache-Control"] = "no-store"
             response.headers["X-Accel-Buffering"] = "no"
@@ -61,13 +60,23 @@ def add_query(hop: HttpHop, open_stream: OpenStream) -> None:
 def _timed(source: Iterator[StreamEvent], call: Call) -> Iterator[StreamEvent]:
     """The stream, held to its contract, with this hop's time added to its end."""
     for event in checked(source):
-        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+        if isinstance(event, Delta):
             call.clock.first_delta()
         elif isinstance(event, Finished):
             if event.timings:
                 call.clock.behind = event.timings
             event = msgspec.structs.replace(event, timings=call.clock.timings())
         yield event
+
+
+def _paced(source: Iterator[StreamEvent], call: Call, coalescer: Coalescer) -> Iterator[StreamEvent]:
+    with coalescer.stream():
+        for event in source:
+            yield event
+            if isinstance(event, Delta):
+                pause = coalescer.pause(1, time.monotonic())
+                if pause:
+                    call.sleep(pause)
 
 
 def _frames(first: StreamEvent, rest: Iterator[StreamEvent], call: Call) -> Iterator[bytes]:
