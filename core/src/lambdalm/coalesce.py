@@ -13,7 +13,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-LONGEST_PAUSE = 0.2
+LONGEST_PAUSE = 0.21
 """Seconds. A reader would see more as stutter; beyond it, more streams mean more frames again."""
 
 _WINDOW = 1.0  # seconds over which the rate of deltas is measured; a burst of streams in step is not more than that

@@ -27,6 +27,7 @@ def options(config: Config) -> list[tuple[str, int]]:
     """gRPC channel arguments. The smallest ping interval allowed is that of the clients, or they get GOAWAY."""
     keepalive = config.keepalive
     return [
+        ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
         ("grpc.so_reuseport", 0),  # else a second server on the same port starts without a word
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", config.limits.max_message_bytes),

@@ -105,6 +105,7 @@ def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:
     return [
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.enable_retries", 0),
+        ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
         ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.max_receive_message_length", config.max_message_bytes),
