@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from backend_lambda.config import LlamaCppConfig
 from backend_lambda.providers import llamacpp
 from backend_lambda.providers.llamacpp import BUILTIN, LlamaCppProvider
+from backend_lambda.providers.llamacpp import Config as LlamaCppConfig
 from backend_lambda.tryout import try_out
 from lambdalm.chat import ChatRequest, Message
 from lambdalm.errors import Code, LlmError

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
 from pathlib import Path
 
 import flask
 
 from backend_lambda.app import add_routes
-from backend_lambda.config import Config, ProviderConfig
-from backend_lambda.providers.base import Provider
+from backend_lambda.config import Config
+from backend_lambda.providers.table import PROVIDERS
 from backend_lambda.service import Backend
 from backend_lambda.slots import Slots
 from backend_lambda.tryout import try_out
@@ -23,25 +22,9 @@ from lambdalm.web.worker import Lifecycle
 HOP = "backend"
 
 
-def _llamacpp(config: ProviderConfig) -> Provider:
-    from backend_lambda.providers.llamacpp import LlamaCppProvider
-
-    return LlamaCppProvider(config.llamacpp, config.slots)
-
-
-def _scripted(config: ProviderConfig) -> Provider:
-    from backend_lambda.providers.scripted import ScriptedProvider
-
-    return ScriptedProvider()
-
-
-# Each engine is imported only where it is used: nobody needs llama.cpp to play a script.
-PROVIDERS: dict[str, Callable[[ProviderConfig], Provider]] = {"llamacpp": _llamacpp, "scripted": _scripted}
-
-
 def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     """The app, in the process that serves: engines do not survive a fork."""
-    provider = PROVIDERS[config.provider.kind](config.provider)
+    provider = config.provider.make()
     atexit.register(provider.close)
     backend = Backend(provider, Slots(config.provider.slots, config.provider.queue))
     hop = HttpHop(HOP, config.limits, lifecycle)
@@ -57,7 +40,7 @@ def serve(config: Config) -> None:
 
 def test(config: Config) -> str:
     """Ask the provider one short question."""
-    provider = PROVIDERS[config.provider.kind](config.provider)
+    provider = config.provider.make()
     try:
         return try_out(provider)
     finally:
@@ -72,7 +55,7 @@ main = service_cli(
         Path(__file__).with_name("config.yaml"),
         serve,
         test,
-        [PORT, Flag("provider", "provider.kind", "what answers: llamacpp or scripted"), LOG_LEVEL],
+        [PORT, Flag("provider", "provider.kind", f"what answers: {', '.join(PROVIDERS)}"), LOG_LEVEL],
     )
 )
 

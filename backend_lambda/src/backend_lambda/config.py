@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from backend_lambda.providers.base import Provider
+from backend_lambda.providers.table import PROVIDERS
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
 from lambdalm.web.limits import Limits
 
 
-class LlamaCppConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The engine inside this process."""
+class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which engine answers, and how many answers it makes at a time; the engines' own sections come after."""
 
-    model_path: str = "builtin"
-    context_tokens: Annotated[int, Meta(ge=64)] = 4096
-    threads: Annotated[int, Meta(ge=0)] = 0
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
-    max_tokens: Annotated[int, Meta(ge=1)] = 2048
-
-
-class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which engine answers, and how many answers it makes at a time."""
-
-    kind: Literal["llamacpp", "scripted"] = "llamacpp"
+    kind: str = "llamacpp"
     slots: Annotated[int, Meta(ge=1, le=4096)] = 4
     queue: Annotated[int, Meta(ge=0)] = 64
-    llamacpp: LlamaCppConfig = LlamaCppConfig()
+
+    def make(self) -> Provider:
+        """The provider that was chosen; raises LlmError where it cannot start."""
+        return PROVIDERS[self.kind].make(getattr(self, self.kind), self.slots)
+
+
+if TYPE_CHECKING:
+    ProviderConfig = _Choice
+else:
+    # A section for each row of the table, so that a new provider is named there and nowhere else.
+    ProviderConfig = msgspec.defstruct(
+        "ProviderConfig",
+        [
+            ("kind", Literal[tuple(PROVIDERS)], "llamacpp"),
+            *((name, module.Config, module.Config()) for name, module in PROVIDERS.items()),
+        ],
+        bases=(_Choice,),
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
 
 
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,11 +18,11 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import xllamacpp
+import msgspec
+from msgspec import Meta
 
-from backend_lambda.config import LlamaCppConfig
 from backend_lambda.providers.base import ModelInfo, ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
@@ -38,12 +38,26 @@ _LOOK_UP = 0.05  # seconds between looks at the stop flag, while that reader tak
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The engine inside this process."""
+
+    model_path: str = "builtin"
+    context_tokens: Annotated[int, Meta(ge=64)] = 4096
+    threads: Annotated[int, Meta(ge=0)] = 0
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Meta(ge=1)] = 2048
+
+
+def make(config: Config, slots: int) -> LlamaCppProvider:
+    return LlamaCppProvider(config, slots)
+
+
 class LlamaCppProvider:
     """One model, `slots` generations at a time."""
 
     name = NAME
 
-    def __init__(self, config: LlamaCppConfig, slots: int) -> None:
+    def __init__(self, config: Config, slots: int) -> None:
         path = _BUILTIN_FILE if config.model_path == "builtin" else Path(config.model_path)
         _check_file(path)
         self._config = config
@@ -215,7 +229,9 @@ def _error_in(answer: Any) -> LlmError | None:
     return LlmError(code, f"llama.cpp: {error.get('message', 'an error without a message')}", origin=NAME)
 
 
-def _parameters(config: LlamaCppConfig, path: Path, slots: int) -> Any:
+def _parameters(config: Config, path: Path, slots: int) -> Any:
+    import xllamacpp
+
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_parallel = slots
@@ -235,6 +251,8 @@ def _parameters(config: LlamaCppConfig, path: Path, slots: int) -> Any:
 
 
 def _load(parameters: Any, path: Path) -> Any:
+    import xllamacpp
+
     try:
         return xllamacpp.Server(parameters)
     except RuntimeError as error:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+import msgspec
+
 from backend_lambda.providers.base import ModelInfo, ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import StreamEvent
 from lambdalm.testing import scripted
 
+NAME = "scripted"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """It needs none."""
+
+
+def make(config: Config, slots: int) -> ScriptedProvider:
+    return ScriptedProvider()
+
 
 class ScriptedProvider:
     """Plays `lambdalm.testing.scripted`."""
 
-    name = "scripted"
+    name = NAME
 
     def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
         return scripted.play(request, call)
