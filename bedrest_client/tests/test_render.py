@@ -44,6 +44,11 @@ def test_a_wait_for_a_slot_is_not_the_engines_time() -> None:
     )
 
 
+def test_an_engine_that_tells_its_time_is_called_by_its_name() -> None:
+    timings = {"ollama": HopTiming(total_ms=37.8), "backend": HopTiming(total_ms=39.0, own_ms=1.2)}
+    assert statistics(answer(timings), OWN).endswith("39 ms in all: backend 1.2, ollama 37.8 ms")
+
+
 def test_unknown_usage_stays_a_question_mark() -> None:
     assert "· ? tokens ·" in statistics(answer({}, usage=None), OWN)
     assert "· ? tokens ·" in statistics(answer({}, usage=Tokens(4, None)), OWN)

@@ -8,7 +8,8 @@ from click.testing import CliRunner, Result
 from msgspec import Struct
 
 from lambdalm import commands
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, service_cli
+from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, service_cli
+from lambdalm.config import ConfigError
 from lambdalm.errors import Code, LlmError
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
@@ -18,6 +19,7 @@ listen: {host: 127.0.0.1, port: "${TEST_PORT:-8500}"}
 log: {level: INFO}
 model: echo
 api_key: ${TEST_API_KEY:-}
+words: {echo: hello, huge: HELLO}
 """
 
 
@@ -26,6 +28,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     log: LogConfig
     model: str
     api_key: str | None = None
+    words: dict[str, str] = {}
+
+
+def word_key(config: Config) -> str:
+    if config.model not in config.words:
+        raise ConfigError(f"--word: {config.model} has none")
+    return f"words.{config.model}"
 
 
 class Service:
@@ -34,9 +43,11 @@ class Service:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.served: list[Config] = []
-        flags = [PORT, LOG_LEVEL, Flag("model", "model", "what answers")]
+        flags = [PORT, LOG_LEVEL, Flag("word", word_key, "what it says"), Flag("model", "model", "what answers")]
+        options = [click.Argument(["model"]), click.Option(["--loud"], is_flag=True)]
+        own = [Command("say", "Say it.", self.say, options)]
         self.cli: click.Group = service_cli(
-            commands.Service("toy", "A toy.", Config, file, self.served.append, self.look, flags)
+            commands.Service("toy", "A toy.", Config, file, self.served.append, self.look, flags, own)
         )
 
     def look(self, config: Config) -> str:
@@ -45,6 +56,12 @@ class Service:
         if config.model == "lost":
             raise LlmError(Code.NOT_FOUND, "no such model")
         return f"found {config.model}"
+
+    def say(self, config: Config, model: str, loud: bool) -> str:
+        if model == "gone":
+            raise LlmError(Code.UNAVAILABLE, "nobody answers", origin="engine")
+        text = f"{config.model} says {config.words[config.model]} to {model}"
+        return text.upper() if loud else text
 
     def run(self, *arguments: str, **environ: str) -> Result:
         return CliRunner().invoke(self.cli, arguments, env=environ, catch_exceptions=False)
@@ -105,7 +122,9 @@ def test_config_show_prints_values_sources_and_no_secrets(toy: Service) -> None:
 
 def test_serve_gets_the_config_with_the_flags_in_it(toy: Service) -> None:
     assert toy.run("serve", "--port", "0", "--log-level", "DEBUG", TEST_PORT="1234").exit_code == 0
-    assert toy.served == [Config(Listen("127.0.0.1", 0), LogConfig("DEBUG"), "echo")]
+    assert toy.served == [
+        Config(Listen("127.0.0.1", 0), LogConfig("DEBUG"), "echo", words={"echo": "hello", "huge": "HELLO"})
+    ]
 
 
 def test_another_file_may_be_read(toy: Service, tmp_path: Path) -> None:
@@ -135,6 +154,33 @@ def test_test_says_what_was_found(toy: Service) -> None:
 def test_a_failed_test_is_one_line_and_status_1(toy: Service, model: str, line: str) -> None:
     result = toy.run("test", "--model", model)
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
+
+
+def test_a_command_of_its_own_gets_the_config_and_its_parameters(toy: Service) -> None:
+    result = toy.run("say", "you")
+    assert (result.exit_code, result.stdout) == (0, "echo says hello to you\n")
+    assert toy.run("say", "--loud", "you").stdout == "ECHO SAYS HELLO TO YOU\n"
+
+
+def test_a_parameter_may_be_called_as_a_flag_is(toy: Service) -> None:
+    assert toy.run("say", "--model", "huge", "echo").stdout == "huge says HELLO to echo\n"
+
+
+def test_a_failed_command_of_its_own_is_one_line_and_status_1(toy: Service) -> None:
+    result = toy.run("say", "gone")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: engine: nobody answers (UNAVAILABLE)\n")
+
+
+def test_a_flag_may_ask_the_config_and_the_other_flags_which_key_it_sets(toy: Service) -> None:
+    assert toy.run("say", "--word", "hey", "you").stdout == "echo says hey to you\n"
+    assert toy.run("say", "--word", "hey", "--model", "huge", "you").stdout == "huge says hey to you\n"
+    assert 'words.echo: "hey"' in toy.run("config", "--show", "--word", "hey").stdout
+    assert "# flag --word" in toy.run("config", "--show", "--word", "hey").stdout
+
+
+def test_a_flag_that_finds_no_key_ends_with_status_2(toy: Service) -> None:
+    result = toy.run("say", "--word", "hey", "--model", "other", "you")
+    assert (result.exit_code, result.stderr) == (2, "error: --word: other has none\n")
 
 
 def test_help_names_the_commands_and_flags(toy: Service) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from lambdalm.listen import Listen, is_loopback
+from lambdalm.errors import LlmError
+from lambdalm.listen import GuardedListen, Listen, is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
@@ -33,3 +36,18 @@ def test_a_port_has_16_bits(port: int) -> None:
 def test_an_ipv6_address_stands_in_brackets() -> None:
     assert Listen("::1", 80).address == "[::1]:80"
     assert Listen("127.0.0.1", 80).address == "127.0.0.1:80"
+
+
+def test_with_a_token_a_server_may_listen_anywhere(tmp_path: Path) -> None:
+    assert GuardedListen("0.0.0.0", 80, token="t").secret() == "t"
+    file = tmp_path / "token"
+    file.write_text("t2\nmore\n")
+    assert GuardedListen("0.0.0.0", 80, token_file=str(file)).secret() == "t2"
+    assert GuardedListen("127.0.0.1", 80).secret() is None
+    with pytest.raises(ValueError, match="allow_public"):
+        GuardedListen("0.0.0.0", 80)
+
+
+def test_a_token_that_cannot_be_had_is_an_error_that_names_the_key() -> None:
+    with pytest.raises(LlmError, match="token_file"):
+        GuardedListen("127.0.0.1", 80, token_file="no/such/file").secret()

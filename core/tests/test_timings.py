@@ -107,6 +107,18 @@ def test_the_own_time_of_an_outer_hop_is_the_difference_of_the_totals() -> None:
     assert timings == {"backend": backend, "proxy": proxy, "edge": HopTiming(total_ms=42.5, own_ms=1)}
 
 
+def test_a_hop_with_slots_in_front_of_an_engine_that_tells_its_time_keeps_the_wait_apart() -> None:
+    now = 0.0
+    hop = HopClock("backend", lambda: now)
+    hop.queue_starts()
+    now = 0.5
+    hop.slot_taken()
+    hop.behind = {"ollama": HopTiming(total_ms=200)}
+    now = 0.71
+    hop.engine_done()
+    assert hop.timings()["backend"] == HopTiming(total_ms=710, queue_ms=500, own_ms=10)
+
+
 def test_own_time_is_never_negative() -> None:
     clock = Clock()
     hop = HopClock("edge", clock)

@@ -34,6 +34,9 @@ _FLAGS = (
 )
 
 
+_NAMES = [flag.name.replace("-", "_") for flag in _FLAGS]  # which are the keys, too
+
+
 class _BadConfig(click.ClickException):
     exit_code = 2
 
@@ -43,7 +46,7 @@ def _configured(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def run(file: Path, **given: Any) -> int:
-        flags = {flag.key: given.pop(flag.key) for flag in _FLAGS}
+        flags = {name: given.pop(name) for name in _NAMES}
         try:
             loaded = load(Config, file, {key: value for key, value in flags.items() if value is not None})
         except ConfigError as error:

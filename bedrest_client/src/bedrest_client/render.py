@@ -71,14 +71,18 @@ def statistics(answer: Answer, own: HopTiming) -> str:
 
 
 def hops(timings: Timings) -> str:
-    """Each hop's own time, outermost first: `edge 1.1, proxy 0.9, backend 0.4, engine 38.6 ms`; "" if none told."""
+    """Each hop's own time, outermost first: `edge 1.1, proxy 0.9, backend 0.4, engine 38.6 ms`; "" if none told.
+
+    An engine that tells its own time is called by its name: `…, backend 1.2, ollama 37.8 ms`.
+    """
     parts = [(hop, timings[hop].own_ms) for hop in _OUTER_FIRST if hop in timings]
     backend = timings.get("backend")
     if backend is not None:
         # A wait of less than what is shown is none.
         if (backend.queue_ms or 0.0) >= 0.05:
             parts.append(("queue", backend.queue_ms))
-        parts.append(("engine", _engine(backend)))
+        name = next((printable(hop) for hop in timings if hop not in _OUTER_FIRST), "engine")
+        parts.append((name, _engine(backend)))
     known = [f"{hop} {value:.1f}" for hop, value in parts if value is not None]
     return f"{', '.join(known)} ms" if known else ""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from lambdalm.errors import Code, LlmError
-from lambdalm.timings import Timings
+from lambdalm.timings import HopClock, Timings
 
 
 class FinishReason(enum.StrEnum):
@@ -221,6 +221,18 @@ def collect(stream: Iterable[StreamEvent]) -> Answer:
     for event in checked(stream):
         collector.add(event)
     return collector.answer()
+
+
+def timed(events: Iterable[StreamEvent], clock: HopClock) -> Iterator[StreamEvent]:
+    """The same stream, with the time of the hop whose clock this is added to its end."""
+    for event in events:
+        if isinstance(event, Delta):
+            clock.first_delta()
+        elif isinstance(event, Finished):
+            if event.timings:
+                clock.behind = event.timings
+            event = msgspec.structs.replace(event, timings=clock.timings())
+        yield event
 
 
 def join(events: Iterable[StreamEvent]) -> Iterator[StreamEvent]:

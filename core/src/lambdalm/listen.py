@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lambdalm.credentials import read_secret
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -18,8 +20,13 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port
     allow_public: bool = False
 
+    @property
+    def guarded(self) -> bool:
+        """Whether callers have to say who they are."""
+        return False
+
     def __post_init__(self) -> None:
-        if not self.allow_public and not is_loopback(self.host):
+        if not (self.allow_public or self.guarded or is_loopback(self.host)):
             raise ValueError(
                 f"host {self.host} can be reached from other machines and there is no authentication here: "
                 "set allow_public to true if that is meant, or listen on 127.0.0.1"
@@ -30,6 +37,21 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """As `host:port`, an IPv6 host in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+class GuardedListen(Listen, frozen=True, forbid_unknown_fields=True):
+    """The same for a server that can ask for a bearer token; with one, it may listen anywhere."""
+
+    token: str | None = None
+    token_file: str | None = None
+
+    @property
+    def guarded(self) -> bool:
+        return self.token is not None or self.token_file is not None
+
+    def secret(self) -> str | None:
+        """The token, None where nobody is asked; raises `LlmError(FAILED_PRECONDITION)` where it cannot be had."""
+        return read_secret("listen.token", self.token, self.token_file)
 
 
 def is_loopback(host: str) -> bool:

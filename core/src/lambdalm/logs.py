@@ -3,16 +3,22 @@
 Built on structlog over the standard library's logging, so that gunicorn's, Flask's and grpc's own lines look the same.
 Every line names its hop; structlog's contextvars add what is bound to a
 thread or task, such as a request's id.
+
+structlog is imported with the first line that is logged (or by `configure`): it takes longer to import than all that a
+Lambda function needs to start.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
-import structlog
+
+if TYPE_CHECKING:
+    import structlog
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Format = Literal["console", "json"]
@@ -27,6 +33,7 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def configure(hop: str, config: LogConfig) -> None:
     """Set the process's logging up; every line from here on names `hop`."""
+    import structlog
 
     def add_hop(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["hop"] = hop
@@ -65,5 +72,20 @@ def configure(hop: str, config: LogConfig) -> None:
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """The logger called `name`."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
-    return logger
+    return cast("structlog.stdlib.BoundLogger", _Lazy(name))
+
+
+class _Lazy:
+    """structlog's logger, got when it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._logger, attribute)
+
+    @cached_property
+    def _logger(self) -> Any:
+        import structlog
+
+        return structlog.stdlib.get_logger(self._name)

@@ -2,7 +2,8 @@
 
 Follows the WHATWG event stream format: lines end in LF, CR or CRLF, wherever the input is cut; `data` lines of one
 message are joined by LF; a message without data is dropped; a byte order mark at the start is skipped. `id` and
-`retry` are read over, nobody here uses them. Two things are stricter than in a browser: text that is not UTF-8 is an
+`retry` are read over, nobody here uses them. A field `error`, which no document knows and llama-server of 2025 sends,
+is data of a message named so. Two things are stricter than in a browser: text that is not UTF-8 is an
 error, since it would not be the text that was sent, and so is a message of more than `limit` bytes.
 """
 
@@ -84,6 +85,9 @@ class Decoder:
             self._data.append(value)
         elif field == "event":
             self._event = value
+        elif field == "error":
+            self._event = field
+            self._data.append(value)
         return None
 
     def _dispatch(self) -> Message | None:

@@ -83,7 +83,7 @@ class HopClock:
         if self._queued is not None:
             queue = (end if self._slot is None else self._slot) - self._queued
         if self.behind:
-            elsewhere = next(reversed(self.behind.values())).total_ms / 1000
+            elsewhere = (queue or 0.0) + next(reversed(self.behind.values())).total_ms / 1000
         else:
             engine = 0.0 if self._slot is None else (self._engine_end or end) - self._slot
             elsewhere = (queue or 0.0) + engine

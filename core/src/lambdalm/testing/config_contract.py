@@ -26,7 +26,8 @@ from lambdalm.config import load
 
 class ConfigContract:
     """Tests to inherit. `bare` has the keys without a default in the code; `environment` has (name, value, key, what
-    the key becomes), `nonsense` (a text in the file, what replaces it, the key that the refusal names)."""
+    the key becomes), a row for each key that the name sets; `nonsense` (a text in the file, what replaces it, the key
+    that the refusal names)."""
 
     command: click.Group
     kind: type[msgspec.Struct]
@@ -72,8 +73,9 @@ class ConfigContract:
         for name, given, key, value in self.environment:
             loaded = load(self.kind, self.file, {}, environ={name: given})
             found = reduce(lambda tree, part: tree[part], key.split("."), msgspec.to_builtins(loaded.value))
-            assert (name, found) == (name, value)
-            assert loaded.sources == {key: f"environment {name}"}
+            assert (name, key, found) == (name, key, value)
+            keys = [row[2] for row in self.environment if row[0] == name]
+            assert loaded.sources == dict.fromkeys(keys, f"environment {name}")
 
     def test_the_file_names_no_other_variables(self) -> None:
         named = set(re.findall(r"\$\{([A-Z0-9_]+)", str(yaml.safe_load(self.text))))

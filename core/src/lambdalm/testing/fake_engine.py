@@ -104,12 +104,17 @@ class Request(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A whole answer; `tokens` are those of prompt and answer, None where the engine does not count."""
+    """A whole answer; `tokens` are those of prompt and answer, None where the engine does not count.
+
+    `seconds` have passed since the request came, `first_seconds` until the first word.
+    """
 
     text: str
     reasoning: str
     reason: str
     tokens: tuple[int, int] | None
+    first_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 class FakeEngine(ABC):
@@ -191,6 +196,8 @@ class Play:
         self._exchange = exchange
         self._said: list[str] = []
         self._thought: list[str] = []
+        self._began = time.monotonic()
+        self._first: float | None = None
 
     def start(self) -> None:
         """Headers, and what comes before the first word."""
@@ -210,7 +217,9 @@ class Play:
         tokens: tuple[int, int] | None = (len(self.request.prompt.split()), len(self._said) + len(self._thought))
         if not (counted and self.request.counted):
             tokens = None
-        said = Said("".join(self._said), "".join(self._thought), reason, tokens)
+        seconds = time.monotonic() - self._began
+        first = seconds if self._first is None else self._first
+        said = Said("".join(self._said), "".join(self._thought), reason, tokens, first, seconds)
         if self.request.stream:
             self._exchange.send(self._engine.ending(self.request, said))
             self._exchange.end()
@@ -253,6 +262,8 @@ class Play:
         self._exchange.pause(seconds)
 
     def _send(self, encode: Callable[[Request, str], bytes], pieces: tuple[str, ...]) -> None:
+        if self._first is None:
+            self._first = time.monotonic() - self._began
         if self.request.stream:
             for piece in pieces:
                 self._exchange.send(encode(self.request, piece))

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 
 import flask
-import msgspec
 
 from lambdalm import logs, sse
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, decode_query
 from lambdalm.coalesce import Coalescer
 from lambdalm.errors import LlmError
-from lambdalm.events import Delta, Finished, StreamEvent, checked, collect
+from lambdalm.events import Delta, StreamEvent, checked, collect, timed
 from lambdalm.stream import encode_error, encode_event
 from lambdalm.web.app import HttpHop, bug
 
@@ -41,7 +40,7 @@ def add_query(hop: HttpHop, open_stream: OpenStream, coalescer: Coalescer | None
             body = decode_query(hop.body())
             source = open_stream(body.request(), call)
             stack.callback(source.close)
-            events = _timed(source, call)
+            events = timed(checked(source), call.clock)
             if not (body.stream or sse.CONTENT_TYPE in flask.request.headers.get("Accept", "")):
                 answer = collect(events)
                 _log.info("answered", request_id=call.id, model=answer.model, ms=call.clock.total_ms())
@@ -55,18 +54,6 @@ def add_query(hop: HttpHop, open_stream: OpenStream, coalescer: Coalescer | None
             response.headers["X-Request-Id"] = call.id
             response.call_on_close(stack.pop_all().close)
             return response
-
-
-def _timed(source: Iterator[StreamEvent], call: Call) -> Iterator[StreamEvent]:
-    """The stream, held to its contract, with this hop's time added to its end."""
-    for event in checked(source):
-        if isinstance(event, Delta):
-            call.clock.first_delta()
-        elif isinstance(event, Finished):
-            if event.timings:
-                call.clock.behind = event.timings
-            event = msgspec.structs.replace(event, timings=call.clock.timings())
-        yield event
 
 
 def _paced(source: Iterator[StreamEvent], call: Call, coalescer: Coalescer) -> Iterator[StreamEvent]:

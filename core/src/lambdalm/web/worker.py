@@ -18,6 +18,7 @@ import contextlib
 import selectors
 import socket
 import struct
+import sys
 import threading
 import time
 from functools import partial
@@ -162,6 +163,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: not ready, pause, no new connections, grace, cancel."""
+        self._leave_if_loading()
         if self.lifecycle.draining.is_set():
             return
         self.lifecycle.draining.set()
@@ -170,9 +172,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: the same without waiting."""
+        self._leave_if_loading()
         self.lifecycle.draining.set()
         threading.Thread(target=self._stop_calls).start()
         super().handle_exit(sig, frame)
+
+    def _leave_if_loading(self) -> None:
+        """While the app is being made (a model is loaded or downloaded) there is nothing to wait for."""
+        if not self.booted:
+            sys.exit(0)
 
     def _stop_calls(self) -> None:
         self.lifecycle.in_flight.stop_all("the server is shutting down")
