@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 LOCKS := train bedrest_client restful_proxy grpc_proxy backend_lambda run
 
 .DEFAULT_GOAL := help
-.PHONY: help run up chat passive test test-slow check format bench proto proto-check lock demo-model clean
+.PHONY: help run up chat passive test test-slow check format bench provider-table proto proto-check lock demo-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ format: $(VENV)/dev.done  ## let ruff format and mend what it can
 
 bench: $(VENV)/dev.done  ## measure the chain (minutes)
 	@$(BIN)/python -m bench
+
+provider-table: $(VENV)/dev.done  ## write the table in docs/providers.md from the tests
+	@PROVIDER_TABLE=write $(BIN)/python -m pytest -q backend_lambda/tests/test_provider_contract.py
 
 proto: $(VENV)/dev.done  ## make the stubs from llm.proto
 	@cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. lambdalm_proto/v1/llm.proto

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from backend_lambda.interactions import InteractionsConfig
 from backend_lambda.providers.base import Provider
 from backend_lambda.providers.table import PROVIDERS
-from lambdalm.listen import Listen
+from lambdalm.listen import GuardedListen
 from lambdalm.logs import LogConfig
 from lambdalm.web.limits import Limits
 
@@ -51,8 +52,9 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `config.yaml`."""
 
-    listen: Listen
+    listen: GuardedListen
     limits: Limits = Limits()
     stream: StreamConfig = StreamConfig()
     provider: ProviderConfig = ProviderConfig()
+    interactions: InteractionsConfig = InteractionsConfig()
     log: LogConfig = LogConfig()

@@ -15,7 +15,7 @@ import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,26 +23,30 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from backend_lambda import devices, gguf_files
 from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from lambdalm import logs, openai
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Usage, join
+from lambdalm.events import StreamEvent, join
 
 NAME = "llamacpp"
-BUILTIN = "lambdalm-demo"
 
-_BUILTIN_FILE = Path(__file__).parent.parent / "models" / f"{BUILTIN}.gguf"
+_BUILTIN_FILE = gguf_files.BUILTIN_FILE
+_ALL_LAYERS = 9999  # more than any model has; -1 would let the engine decide
 _READ_AHEAD = 256  # chunks that the engine may be ahead of a slow reader
 _LOOK_UP = 0.05  # seconds between looks at the stop flag, while that reader takes nothing
-_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The engine inside this process."""
+    """The engine inside this process; `model_path` is what `gguf_files.locate` takes."""
 
-    model_path: str = "builtin"
+    model_path: Annotated[str, Meta(min_length=1)] = "builtin"
     context_tokens: Annotated[int, Meta(ge=64)] = 4096
+    compute_device: devices.Asked = "auto"
+    gpu_device_id: Annotated[int, Meta(ge=0)] = 0
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     threads: Annotated[int, Meta(ge=0)] = 0
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
     max_tokens: Annotated[int, Meta(ge=1)] = 2048
@@ -58,11 +62,14 @@ class LlamaCppProvider:
     name = NAME
 
     def __init__(self, config: Config, slots: int) -> None:
-        path = _BUILTIN_FILE if config.model_path == "builtin" else Path(config.model_path)
+        choice = _choose_device(config)
+        path = gguf_files.locate(config.model_path)
         _check_file(path)
         self._config = config
         self._model = path.stem
-        self._server = _load(_parameters(config, path, slots), path)
+        if path != _BUILTIN_FILE:  # which is there at once
+            logs.get(__name__).info("loading", model=self._model, device=str(choice.device))
+        self._server = _load(_parameters(config, path, slots, choice.gpu), path)
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="llamacpp")
 
     def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
@@ -71,9 +78,9 @@ class LlamaCppProvider:
         generation = _Generation(self._server, self._body(request))
         self._threads.submit(generation.run)
         try:
-            translation = _Translation(call.id, self._model)
+            translation = openai.Translation(call.id, self._model, "llama.cpp")
             for batch in generation.batches(call):
-                yield from join(translation.events(batch))
+                yield from join(event for chunk in batch for event in translation.chunk(_checked(chunk)))
             yield from translation.end()
         finally:
             generation.stop()
@@ -89,22 +96,8 @@ class LlamaCppProvider:
 
     def _body(self, request: ChatRequest) -> dict[str, Any]:
         """The request as the engine takes it: OpenAI's fields, and llama.cpp's own."""
-        config = self._config
-        body: dict[str, Any] = {
-            "messages": [{"role": turn.role, "content": turn.content} for turn in request.conversation()],
-            "max_tokens": request.max_tokens or config.max_tokens,
-            "temperature": config.temperature if request.temperature is None else request.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_progress": True,
-        }
-        for name in ("top_p", "presence_penalty", "frequency_penalty", "seed"):
-            value = getattr(request, name)
-            if value is not None:
-                body[name] = value
-        if request.stop:
-            body["stop"] = list(request.stop)
-        return body
+        defaults = {"max_tokens": self._config.max_tokens, "temperature": self._config.temperature}
+        return {**defaults, **openai.request_fields(request, None), "return_progress": True}
 
 
 class _Generation:
@@ -181,43 +174,11 @@ class _Generation:
         return False
 
 
-class _Translation:
-    """llama.cpp's chat completion chunks as our events; one for each answer."""
-
-    def __init__(self, id: str, model: str) -> None:
-        self._started = Started(id, model)
-        self._begun = False
-        self._reason: FinishReason | None = None
-
-    def events(self, chunks: Iterable[dict[str, Any]]) -> Iterator[StreamEvent]:
-        """What these chunks say; raises the LlmError that one of them may be."""
-        for chunk in chunks:
-            error = _error_in(chunk)
-            if error is not None:
-                raise error
-            for choice in chunk.get("choices", ()):
-                yield from self._choice(choice)
-            if chunk.get("usage"):
-                usage = chunk["usage"]
-                yield Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
-
-    def _choice(self, choice: dict[str, Any]) -> Iterator[StreamEvent]:
-        delta = choice.get("delta", {})
-        reasoning, text, reason = delta.get("reasoning_content"), delta.get("content"), choice.get("finish_reason")
-        if reason:
-            self._reason = _REASONS.get(reason, FinishReason.STOP)
-        if not self._begun and (reasoning or text or reason):
-            self._begun = True
-            yield self._started
-        if reasoning:
-            yield ReasoningDelta(reasoning)
-        if text:
-            yield TextDelta(text)
-
-    def end(self) -> Iterator[StreamEvent]:
-        """The end, if the engine has said that it is one."""
-        if self._reason is not None:
-            yield Finished(self._reason)
+def _checked(chunk: dict[str, Any]) -> openai.Chunk:
+    error = _error_in(chunk)
+    if error is not None:
+        raise error
+    return msgspec.convert(chunk, openai.Chunk)
 
 
 def _error_in(answer: Any) -> LlmError | None:
@@ -229,14 +190,29 @@ def _error_in(answer: Any) -> LlmError | None:
     return LlmError(code, f"llama.cpp: {error.get('message', 'an error without a message')}", origin=NAME)
 
 
-def _parameters(config: Config, path: Path, slots: int) -> Any:
+def _choose_device(config: Config) -> devices.Choice:
+    """Where the model is to run. `auto` leaves the tiny model on the CPU: there it is done before a GPU has begun."""
+    import xllamacpp
+
+    asked = "cpu" if (config.model_path, config.compute_device) == ("builtin", "auto") else config.compute_device
+    return devices.choose(asked, config.gpu_device_id, devices.found(xllamacpp.get_device_info()))
+
+
+def _parameters(config: Config, path: Path, slots: int, gpu: int | None = None) -> Any:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
+    parameters.model_alias = {path.stem}
     parameters.n_parallel = slots
     parameters.n_ctx = config.context_tokens * slots
-    parameters.n_gpu_layers = 0
+    if gpu is None:
+        parameters.n_gpu_layers = 0
+        parameters.no_kv_offload = parameters.no_op_offload = True
+    else:
+        parameters.n_gpu_layers = _ALL_LAYERS if config.gpu_layers < 0 else config.gpu_layers
+        parameters.main_gpu = gpu
+        parameters.split_mode = xllamacpp.llama_split_mode.LLAMA_SPLIT_MODE_NONE
     # The tiny model is done before a second thread has woken up.
     threads = config.threads or (1 if path == _BUILTIN_FILE else 0)
     if threads:
@@ -254,8 +230,11 @@ def _load(parameters: Any, path: Path) -> Any:
     import xllamacpp
 
     try:
-        return xllamacpp.Server(parameters)
-    except RuntimeError as error:
+        server = xllamacpp.Server(parameters)
+        # One token: an engine that is dropped before its loop runs never ends, and one that says "ready" has spoken.
+        server.handle_chat_completions({"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 1})
+        return server
+    except (RuntimeError, ValueError) as error:
         why = f"llama.cpp cannot load the model {path}: is the file whole, and of a kind that it knows? ({error})"
         raise LlmError(Code.FAILED_PRECONDITION, why, origin=NAME) from None
 

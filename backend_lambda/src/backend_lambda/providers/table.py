@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from backend_lambda.providers import llamacpp, scripted
+from backend_lambda.providers import bedrock, llamacpp, ollama, openai, scripted
 from backend_lambda.providers.base import Provider
 
 
@@ -30,6 +30,6 @@ class ProviderModule(Protocol):
     def make(self, config: Any, slots: int) -> Provider: ...
 
 
-_MODULES: tuple[ProviderModule, ...] = (llamacpp, scripted)
+_MODULES: tuple[ProviderModule, ...] = (llamacpp, ollama, openai, bedrock, scripted)
 
 PROVIDERS: dict[str, ProviderModule] = {module.NAME: module for module in _MODULES}

@@ -1,0 +1,320 @@
+"""The interaction log: what was asked and what was answered, one JSON object a line.
+
+Theory of operation. A request only puts its interaction into a line of bounded size; one thread encodes and writes.
+What does not fit is dropped and counted, and a file that cannot be written costs lines, never a request: that is said
+once, and once more when it works again. Lambda freezes a process as soon as it has answered, so its handler flushes.
+
+Each process needs a file of its own, since it renames it when it is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lambdalm import logs
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest, Message
+from lambdalm.errors import Code, ErrorBody, LlmError
+from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Tokens, Usage
+
+STDOUT = "-"
+
+_WORD_SECONDS = 60.0  # between two words on dropped lines
+_CLOSE_SECONDS = 5.0
+_PARAMETERS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "seed")
+
+_log = logs.get(__name__)
+
+
+class InteractionsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written of each interaction, and where; `max_chars` counts for `truncated`."""
+
+    content: Literal["full", "truncated", "off"] = "full"
+    path: str = "logs/model_interactions.jsonl"
+    max_chars: Annotated[int, Meta(ge=1)] = 500
+    max_bytes: Annotated[int, Meta(ge=1)] = 10 * 1024 * 1024
+    backups: Annotated[int, Meta(ge=1)] = 5  # with none, RotatingFileHandler would let the file grow without end
+
+
+class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line. `prompt` is the last turn and `history` the turns before it; `response` is what came of the answer,
+    also where it failed. `timestamp` is when the request came, in UTC; `duration_ms` is in milliseconds."""
+
+    timestamp: datetime.datetime
+    request_id: str
+    prompt: str
+    response: str
+    model: str | None
+    parameters: dict[str, Any]
+    duration_ms: float
+    history: tuple[Message, ...] = ()
+    reasoning: str = ""
+    usage: Tokens | None = None
+    finish_reason: FinishReason | None = None
+    error: ErrorBody | None = None
+
+    def size(self) -> int:
+        """About how many characters it has."""
+        return len(self.prompt) + len(self.response) + len(self.reasoning) + sum(len(m.content) for m in self.history)
+
+
+class InteractionLog:
+    """Writes interactions to `config.path`, with at most `max_waiting` characters in line; close it at the end."""
+
+    def __init__(self, config: InteractionsConfig, max_waiting: int = 32 * 1024 * 1024) -> None:
+        # In full, an answer that never ends must not fill the memory; nor would a file hold more of it.
+        self._limit = config.max_chars if config.content == "truncated" else config.max_bytes
+        self._writer = _Writer(config)
+        self._changed = threading.Condition()
+        self._line: deque[Interaction] = deque()
+        self._waiting = 0  # characters
+        self._max_waiting = max_waiting
+        self._busy = False
+        self._closed = False
+        self._dropped = 0
+        self._next_word = 0.0
+        self._thread = threading.Thread(target=self._run, name="interactions", daemon=True)
+        self._thread.start()
+
+    def recorded(
+        self, events: Generator[StreamEvent, None, None], request: ChatRequest, call: Call
+    ) -> Generator[StreamEvent, None, None]:
+        """The same stream; when it ends, however it does, the interaction is put into the log."""
+        recording = _Recording(request, call, self._limit)
+        try:
+            with contextlib.closing(events):
+                for event in events:
+                    recording.add(event)
+                    yield event
+        except GeneratorExit:
+            recording.abandoned()
+            raise
+        except LlmError as error:
+            recording.error = ErrorBody.of(error)
+            raise
+        except Exception:
+            recording.error = ErrorBody(Code.INTERNAL, "an internal error: the server's log has it")
+            raise
+        finally:
+            self.put(recording.interaction())
+
+    def put(self, interaction: Interaction) -> None:
+        """Have it written soon; never waits."""
+        size = interaction.size()
+        with self._changed:
+            fits = not self._closed and self._waiting + size <= self._max_waiting
+            if fits:
+                self._line.append(interaction)
+                self._waiting += size
+                self._changed.notify_all()
+                return
+            self._dropped += 1
+            dropped, now = self._dropped, time.monotonic()
+            if now < self._next_word:
+                return
+            self._next_word, self._dropped = now + _WORD_SECONDS, 0
+        _log.warning("interactions were dropped: their log does not keep up", lines=dropped)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was put is written, but not longer than this; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._line and not self._busy, seconds)
+
+    def close(self) -> None:
+        """Write what is left (for at most 5 s) and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (interaction := self._next()) is not None:
+            self._writer.write(interaction)
+        self._writer.close()
+
+    def _next(self) -> Interaction | None:
+        """The next in line; None when the log is closed and the line empty."""
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._line or self._closed)
+            if not self._line:
+                return None
+            self._busy = True
+            interaction = self._line.popleft()
+            self._waiting -= interaction.size()
+            return interaction
+
+
+class _Recording:
+    """What has been seen of one stream; at most `limit` characters of each text are kept."""
+
+    def __init__(self, request: ChatRequest, call: Call, limit: int) -> None:
+        self.error: ErrorBody | None = None
+        self._request = request
+        self._call = call
+        self._limit = limit
+        self._start = datetime.datetime.now(datetime.UTC)
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._usage: Tokens | None = None
+        self._text = _Text(limit)
+        self._reasoning = _Text(limit)
+
+    def add(self, event: StreamEvent) -> None:
+        if isinstance(event, TextDelta):
+            self._text.add(event.text)
+        elif isinstance(event, ReasoningDelta):
+            self._reasoning.add(event.text)
+        elif isinstance(event, Started):
+            self._started = event
+        elif isinstance(event, Usage):
+            self._usage = event.tokens()
+        elif isinstance(event, Finished):
+            self._finished = event
+
+    def abandoned(self) -> None:
+        """The reader has closed the stream."""
+        if self._finished is not None:
+            return
+        try:
+            self._call.check()
+        except LlmError as why:
+            self.error = ErrorBody.of(why)
+        else:
+            self.error = ErrorBody(Code.CANCELLED, "the reader closed the stream before its end")
+
+    def interaction(self) -> Interaction:
+        *history, asked = self._request.conversation()
+        finished = self._finished
+        return Interaction(
+            timestamp=self._start,
+            request_id=self._call.id,
+            prompt=_cut(asked.content, self._limit),
+            response=self._text.all(),
+            model=self._started.model if self._started else self._request.model,
+            parameters={
+                name: value for name in _PARAMETERS if (value := getattr(self._request, name)) not in (None, ())
+            },
+            duration_ms=self._call.clock.total_ms(),
+            history=tuple(Message(turn.role, _cut(turn.content, self._limit)) for turn in history),
+            reasoning=self._reasoning.all(),
+            usage=(finished.usage if finished else None) or self._usage,
+            finish_reason=finished.reason if finished else None,
+            error=self.error,
+        )
+
+
+class _Text:
+    """Grows by pieces, up to `limit` characters and the sign that there was more."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[str] = []
+        self._length = 0
+
+    def add(self, piece: str) -> None:
+        if self._length <= self._limit:
+            self._pieces.append(piece)
+            self._length += len(piece)
+
+    def all(self) -> str:
+        return _cut("".join(self._pieces), self._limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+class _Writer:
+    """The log's end, of the one thread: opens, rotates, and copes with what cannot be written."""
+
+    def __init__(self, config: InteractionsConfig) -> None:
+        self._config = config
+        self._handler: logging.Handler | None = None
+        self._lost = 0
+
+    def write(self, interaction: Interaction) -> None:
+        try:
+            line = msgspec.json.encode(interaction).decode()
+            if self._handler is None:
+                self._handler = _open(self._config)
+            self._handler.handle(logging.makeLogRecord({"msg": line}))
+        except Exception as error:  # noqa: BLE001  # the thread's edge: without it there would be no log at all
+            self._failed(error)
+        else:
+            if self._lost:
+                _log.info("the interaction log is written again", path=self._config.path, lost=self._lost)
+                self._lost = 0
+
+    def close(self) -> None:
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            with contextlib.suppress(OSError):
+                handler.close()
+
+    def _failed(self, error: Exception) -> None:
+        self.close()
+        self._lost += 1
+        if self._lost == 1:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            _log.warning("the interaction log cannot be written; requests go on", path=self._config.path, why=why)
+
+
+def _open(config: InteractionsConfig) -> logging.Handler:
+    """Raises OSError."""
+    from logging.handlers import RotatingFileHandler  # it imports sockets and pickle, which most starts can do without
+
+    class Stdout(_Raising, logging.StreamHandler[Any]):
+        pass
+
+    class Device(_Raising, logging.FileHandler):
+        pass
+
+    class File(_Raising, RotatingFileHandler):
+        pass
+
+    if config.path == STDOUT:
+        return Stdout(sys.stdout)
+    path = Path(config.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        return Device(path, encoding="utf-8")  # /dev/stdout, a pipe: there is nothing to rename
+    _mend(path)
+    return File(path, maxBytes=config.max_bytes, backupCount=config.backups, encoding="utf-8")
+
+
+class _Raising(logging.Handler):
+    """A handler whose `handle` raises what went wrong, where logging would print it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        raise  # logging calls it while it handles the exception
+
+
+def _mend(path: Path) -> None:
+    """End a line that a full disk or a crash has cut, so that the next one is whole."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == 0:
+            return
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def open_log(config: InteractionsConfig) -> InteractionLog | None:
+    """The log, or None where nothing is to be written."""
+    return None if config.content == "off" else InteractionLog(config)
