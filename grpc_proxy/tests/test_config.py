@@ -19,6 +19,14 @@ class TestConfig(ConfigContract):
         ("GRPC_ALLOW_PUBLIC", "true", "listen.allow_public", True),
         ("BACKEND_URL", "https://x:1/query", "upstream.url", "https://x:1/query"),
         ("BACKEND_PORT", "1236", "upstream.url", "http://127.0.0.1:1236/query"),
+        ("BACKEND_DIALECT", "query", "upstream.dialect", "query"),
+        ("BACKEND_MODEL", "tiny", "upstream.model", "tiny"),
+        ("BACKEND_AUTH", "none", "upstream.auth.kind", "none"),
+        ("BACKEND_TOKEN", "abc", "upstream.auth.token", "abc"),
+        ("BACKEND_TOKEN_FILE", "/run/token", "upstream.auth.token_file", "/run/token"),
+        ("AWS_REGION", "eu-west-1", "upstream.auth.region", "eu-west-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-2", "upstream.auth.region", "eu-west-2"),
+        ("BACKEND_AWS_SERVICE", "lambda", "upstream.auth.service", "lambda"),
         ("WORKER_THREADS", "7", "limits.max_in_flight", 7),
         ("GRPC_FRAMES_PER_SECOND", "7", "stream.frames_per_second", 7),
         ("GRPC_KEEPALIVE_TIME_MS", "1", "keepalive.time_ms", 1),
@@ -34,7 +42,13 @@ class TestConfig(ConfigContract):
         ("connect_seconds: 5", "connect_seconds: soon", "upstream.connect_seconds"),
         ("heartbeat_seconds: 15", "heartbeat_seconds: 0", "stream.heartbeat_seconds"),
         ("${GRPC_FRAMES_PER_SECOND:-8000}", "0", "stream.frames_per_second"),
-        ("/query}", "}", "upstream.url"),
+        ("/query}", "}", "upstream: url: http://127.0.0.1:8500 must end in /query"),
+        ("http://127.0.0.1:${BACKEND_PORT:-8500}/query", "http://user:pass@x/query", "upstream.url"),
+        ("${BACKEND_DIALECT:-query}", "ollama", "upstream.dialect"),
+        ("${BACKEND_AUTH:-none}", "basic", "upstream.auth.kind"),
+        ("${BACKEND_AUTH:-none}", "bearer", "upstream.auth: kind bearer needs token_file or token"),
+        ("${BACKEND_AUTH:-none}", "x-api-key", "upstream.auth: kind x-api-key needs token_file or token"),
+        ("${BACKEND_AUTH:-none}", "aws_sigv4", "upstream.auth: kind aws_sigv4 needs region"),
         ("${WORKER_THREADS:-4096}", "0", "limits.max_in_flight"),
         ("${GRPC_ALLOW_PUBLIC:-false}", "maybe", "listen.allow_public"),
         ("${GRPC_LISTEN_HOST:-${HOST:-127.0.0.1}}", "0.0.0.0", "listen"),
@@ -43,4 +57,32 @@ class TestConfig(ConfigContract):
     nonsense_environment = [
         ("WORKER_THREADS", "-1", "limits.max_in_flight"),
         ("BACKEND_URL", "ftp://x", "upstream.url"),
+        ("BACKEND_DIALECT", "openapi", "upstream.dialect"),
+        ("BACKEND_AUTH", "basic", "upstream.auth.kind"),
     ]
+
+    def test_a_url_that_no_request_could_go_to_stops_the_start(self) -> None:
+        for url in ("http://x:99999/v1", "http://:80/v1", "http:///v1", "http://[::1/v1"):
+            self.is_refused(self.run("config", BACKEND_URL=url, BACKEND_DIALECT="openai"), "upstream: ")
+
+    def test_what_is_shown_has_no_token_in_it(self) -> None:
+        ran = self.run("config", "--show", BACKEND_AUTH="bearer", BACKEND_TOKEN="canary-token")
+        assert "upstream.auth.token: ********" in ran.output
+        assert "canary" not in ran.output
+
+    def test_the_url_of_the_dialect_query_ends_in_it(self) -> None:
+        for url in ("http://x/query/", "http://x/query/more", "http://query", "http://x/v1"):
+            self.is_refused(self.run("config", BACKEND_URL=url), f"upstream: url: {url} must end in /query")
+
+    def test_the_url_of_the_dialect_openai_is_the_base(self) -> None:
+        given = {"BACKEND_DIALECT": "openai", "BACKEND_URL": "http://vllm:8000/v1"}
+        assert self.run("config", **given).exit_code == 0
+        given["BACKEND_URL"] += "/chat/completions"
+        self.is_refused(
+            self.run("config", **given), "upstream: url: http://vllm:8000/v1/chat/completions must be the base"
+        )
+
+    def test_a_token_file_that_is_not_there_stops_the_start(self) -> None:
+        ran = self.serve(self.file, BACKEND_AUTH="bearer", BACKEND_TOKEN_FILE="/no/such/file")
+        assert ran.exit_code == 1
+        assert "upstream.auth.token_file: /no/such/file cannot be read" in ran.output.splitlines()[-1]

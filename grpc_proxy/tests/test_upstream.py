@@ -11,14 +11,27 @@ import msgspec
 import pytest
 
 from grpc_proxy import server
-from grpc_proxy.upstream import Model, Upstream
+from grpc_proxy.dialects import Model
+from grpc_proxy.upstream import Upstream
 from lambdalm import sse
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, ErrorBody, LlmError
-from lambdalm.events import Finished, FinishReason, Heartbeat, Started, StreamEvent, TextDelta, Tokens, Usage
+from lambdalm.events import (
+    Finished,
+    FinishReason,
+    Heartbeat,
+    ReasoningDelta,
+    Started,
+    StreamEvent,
+    TextDelta,
+    Tokens,
+    ToolCallDelta,
+    Usage,
+)
 from lambdalm.stream import ErrorAnswer
 from lambdalm.testing.raw_http import OK_SSE, OK_SSE_CHUNKED, Peer, Play, RawServer, answer, chunk
+from lambdalm.timings import HopTiming
 
 from .conftest import DELTAS, END, SOON, STARTED, TIMINGS, USAGE, WAIT, WHOLE, failure, new_call, new_config
 
@@ -100,7 +113,7 @@ async def test_the_backend_is_asked_for_a_stream_with_less_time_than_the_call_ha
     assert asked.target == "/query"
     assert asked.headers["x-request-id"] == "r1"
     assert 0 < float(asked.headers["x-request-timeout"]) < 12.5
-    assert asked.headers["accept"] == "text/event-stream"
+    assert asked.headers["accept"] == "text/event-stream, application/json"
     assert asked.headers["content-type"] == "application/json"
     assert json.loads(asked.body) == {"prompt": "What is λ?", "model": "tiny", "max_tokens": 7, "stream": True}
 
@@ -216,6 +229,83 @@ async def test_our_own_error_answer_in_pieces_is_passed_on_as_it_is() -> None:
 
 async def test_what_is_not_http_is_unavailable() -> None:
     await fails(sends(b"SSH-2.0-OpenSSH_9.9\r\n\r\n"), Code.UNAVAILABLE)
+
+
+def plain(**parts: object) -> bytes:
+    """A backend's answer in one piece."""
+    body = {"id": "r1", "model": "tiny", "text": "Paris λ", "finish_reason": "stop", **parts}
+    return answer("200 OK", "application/json", json.dumps(body).encode())
+
+
+async def test_an_answer_in_one_piece_gives_the_events_of_a_stream() -> None:
+    tools = [{"id": "c1", "name": "look_up", "arguments": "{}"}, {"name": "stop"}]
+    usage, times = {"prompt_tokens": 3, "completion_tokens": 4}, {"backend": {"total_ms": 7.5, "own_ms": 0.5}}
+    sent = plain(reasoning="Hm.", tool_calls=tools, finish_reason="tool_calls", usage=usage, timings=times)
+    events, error = await read(sends(sent))
+    assert error is None
+    assert events == [
+        Started("r1", "tiny"),
+        ReasoningDelta("Hm."),
+        TextDelta("Paris λ"),
+        ToolCallDelta(0, "c1", "look_up", "{}"),
+        ToolCallDelta(1, None, "stop"),
+        Usage(3, 4),
+        Finished(FinishReason.TOOL_CALLS, Tokens(3, 4), {"backend": HopTiming(7.5, own_ms=0.5)}),
+    ]
+
+
+async def test_an_answer_in_one_piece_leaves_unknown_what_it_does_not_say() -> None:
+    events, error = await read(sends(plain(text="")))
+    assert error is None
+    assert events == [Started("r1", "tiny"), Finished(FinishReason.STOP)]
+
+
+async def test_an_answer_in_one_piece_may_come_in_any_pieces_and_late() -> None:
+    sent = plain()
+
+    async def in_pieces(peer: Peer) -> None:
+        for at in range(len(sent)):
+            await peer.send(sent[at : at + 1])
+
+    events, error = await read(in_pieces)
+    assert error is None
+    assert TextDelta("Paris λ") in events
+
+
+async def test_an_answer_in_one_piece_that_is_cut_is_no_answer() -> None:
+    await fails(sends(plain()[:-1]), Code.UNAVAILABLE)
+
+
+async def test_an_answer_in_one_piece_that_is_too_large_is_internal() -> None:
+    error = await fails(sends(plain(text="x" * 2**24)), Code.INTERNAL)
+    assert "16 MiB" in error.message
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"[" * 5000, b'{"text": "Paris"}', b'{"id":"r","model":"m","text":"\xff"}']
+)
+async def test_an_answer_in_one_piece_that_makes_no_sense_is_internal(body: bytes) -> None:
+    error = await fails(sends(answer("200 OK", "application/json", body)), Code.INTERNAL)
+    assert "makes no sense" in error.message
+
+
+async def test_an_error_of_the_api_gateway_before_the_backend_says_so() -> None:
+    status = "504 Gateway Timeout\r\nApigw-Requestid: a\r\nRetry-After: 3"
+    body = b'{"message": "Endpoint request timed out"}'
+    error = await fails(sends(answer(status, "application/json", body)), Code.DEADLINE_EXCEEDED)
+    assert error.message.startswith("the API gateway answered HTTP 504: Endpoint request timed out; ")
+    assert error.retry_after == 3
+
+
+async def test_the_configured_model_is_asked_for_where_a_request_names_none() -> None:
+    async with RawServer(sends(OK_SSE + WHOLE)) as backend:
+        config = new_config(backend.url, upstream={"model": "a"})
+        async with server.session(config) as http:
+            upstream = Upstream(http, config.upstream, WAIT)
+            for request in (ChatRequest(prompt="λ"), REQUEST):
+                async for _ in upstream.stream(request, new_call()):
+                    pass
+        assert [json.loads(asked.body)["model"] for asked in backend.requests] == ["a", "tiny"]
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/html", "text/plain"])

@@ -10,7 +10,7 @@ import uvloop
 from grpc_proxy import server
 from grpc_proxy.config import Config
 from grpc_proxy.service import HOP
-from grpc_proxy.upstream import BACKEND, Upstream
+from grpc_proxy.upstream import Upstream
 from lambdalm import logs
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
@@ -31,7 +31,7 @@ def test(config: Config) -> str:
             upstream = Upstream(http, config.upstream, config.stream.heartbeat_seconds)
             why = await upstream.healthy()
             if why is not None:
-                raise LlmError(Code.UNAVAILABLE, why, origin=BACKEND)
+                raise LlmError(Code.UNAVAILABLE, why, origin=upstream.origin)
             models = ", ".join(model.id for model in await upstream.models())
             return f"the backend at {config.upstream.url} is healthy; its models: {models}"
 
@@ -46,7 +46,7 @@ main = service_cli(
         Path(__file__).with_name("config.yaml"),
         serve,
         test,
-        [PORT, Flag("upstream", "upstream.url", "the backend's /query"), LOG_LEVEL],
+        [PORT, Flag("upstream", "upstream.url", "the upstream's URL, as upstream.dialect wants it"), LOG_LEVEL],
     )
 )
 

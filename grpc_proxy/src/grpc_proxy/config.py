@@ -6,7 +6,10 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from yarl import URL
 
+from grpc_proxy.auth import AuthConfig
+from grpc_proxy.dialects import DIALECTS, Dialect
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
 
@@ -16,12 +19,27 @@ Milliseconds = Annotated[int, Meta(ge=1)]
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The LLM backend that requests go to."""
+    """The server that requests go to, what it speaks, and how the proxy proves to it who asks.
 
-    url: Annotated[str, Meta(pattern=r"^https?://.+/query$")]
+    `url` has no password in it: it ends up in logs and errors. `model` is for requests that name none.
+    """
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^@\s?#]+$")]
+    dialect: Annotated[str, Meta(pattern=f"^({'|'.join(DIALECTS)})$")] = "query"
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    auth: AuthConfig = AuthConfig()
     connect_seconds: Seconds = 5
     check_seconds: Seconds = 1
     max_connections: Count = 4096
+
+    def __post_init__(self) -> None:
+        if not URL(self.url).host:  # which raises ValueError for a host or port that cannot be
+            raise ValueError(f"url: {self.url} names no host")
+        self.speak()
+
+    def speak(self) -> Dialect:
+        """The dialect, for this url."""
+        return DIALECTS[self.dialect](self.url)
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

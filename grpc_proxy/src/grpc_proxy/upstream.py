@@ -1,7 +1,8 @@
-"""An LLM backend over HTTP, as the proxy sees it: always asked for a stream, and cancelled by closing the connection.
+"""The upstream over HTTP, as the proxy sees it: always asked for a stream, and cancelled by closing the connection.
 
-Nothing is retried here. What the backend says of a failure is passed on as it is; what it leaves unsaid (nothing
-listens, the connection breaks, the answer makes no sense) becomes an LlmError with origin "backend".
+Nothing is retried here. What the upstream says of a failure is passed on as it is; what it leaves unsaid (nothing
+listens, the connection breaks, the answer makes no sense) becomes an LlmError whose origin the dialect names. What goes
+out and what comes back, `dialects.py` knows; here is all of the I/O.
 """
 
 from __future__ import annotations
@@ -10,45 +11,41 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import aiohttp
 import msgspec
+from yarl import URL
 
+from grpc_proxy.auth import make_auth
 from grpc_proxy.config import UpstreamConfig
+from grpc_proxy.dialects import Failure, Model, Reader, Refusal
 from lambdalm import sse
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
-from lambdalm.chat import ChatRequest, encode_query
-from lambdalm.errors import Code, LlmError, code_of_http_status
+from lambdalm.chat import ChatRequest
+from lambdalm.errors import Code, LlmError
 from lambdalm.events import Heartbeat, StreamEvent
-from lambdalm.stream import ErrorAnswer, EventReader
 
-BACKEND = "backend"
 _MAX_ERROR_BYTES = 64 * 1024
+_MAX_RETRY_AFTER = 3600.0
 _FAREWELL_SECONDS = 1.0
 
 
-class Model(msgspec.Struct, frozen=True):
-    """One row of the backend's `/models`."""
-
-    id: str
-    provider: str
-    context_window: int | None = None
-
-
-class _Models(msgspec.Struct, frozen=True):
-    models: list[Model]
-
-
 class Upstream:
-    """One backend. `session` is the process's aiohttp session."""
+    """One upstream. `session` is the process's aiohttp session; raises LlmError where its token cannot be read."""
 
     def __init__(self, session: aiohttp.ClientSession, config: UpstreamConfig, heartbeat_seconds: float) -> None:
         self._session = session
-        self._url = config.url
-        self._base = config.url.removesuffix("/query")
+        self._dialect = config.speak()
+        self._auth = make_auth(config.auth)
+        self._model = config.model
         self._heartbeat = heartbeat_seconds
-        self._check = aiohttp.ClientTimeout(total=max(config.check_seconds, 1))
+        self._check_seconds = max(config.check_seconds, 1)
+
+    @property
+    def origin(self) -> str:
+        """Where errors happened that the upstream does not speak of itself."""
+        return self._dialect.origin
 
     async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
         """The events of one answer, in the batches in which they come; raises LlmError.
@@ -56,55 +53,70 @@ class Upstream:
         After so long without any there is a batch of one Heartbeat. Closing the generator closes the connection,
         which stops the generation.
         """
+        if request.model is None and self._model is not None:
+            request = msgspec.structs.replace(request, model=self._model)
+        call.clock.slot_taken()  # from here on it is the upstream's time, also if it tells nothing of it
         opening = asyncio.create_task(self._open(request, call))
         try:
             while not (await asyncio.wait({opening}, timeout=self._heartbeat))[0]:
                 yield [Heartbeat()]
             response = opening.result()
-            await _refuse_failure(response, call)
-            async for batch in self._batches(response, call):
+            if response.status != 200:
+                failure = await self._failure(response)
+                call.clock.behind = failure.timings
+                raise failure.error
+            async for batch in self._batches(response, request, call):
                 yield batch
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from None
+        except (aiohttp.ClientError, OSError, LlmError) as error:
+            raise self._as_ours(error) from None
         finally:
             await _close(opening)
 
     async def healthy(self) -> str | None:
-        """None when the backend says that it can answer; else why it cannot."""
+        """None when the upstream says that it can answer; else why it cannot."""
+        url = URL(self._dialect.health_url)
         try:
-            async with self._session.get(f"{self._base}/health", timeout=self._check) as response:
+            async with self._get(url) as response:
                 await response.read()
-                return None if response.status == 200 else f"its /health answers HTTP {response.status}"
-        except (aiohttp.ClientError, OSError) as error:
-            return self._unreachable(error).message
+                return None if response.status == 200 else f"its /{url.name} answers HTTP {response.status}"
+        except LlmError as error:
+            return error.message
 
     async def models(self) -> list[Model]:
-        """The models that the backend offers; raises LlmError."""
-        try:
-            async with self._session.get(f"{self._base}/models", timeout=self._check) as response:
-                if response.status != 200:
-                    raise await _failure(response)
-                return msgspec.json.decode(await response.read(), type=_Models).models
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from None
-        except msgspec.MsgspecError as error:
-            raise LlmError(Code.INTERNAL, f"the backend's /models makes no sense: {error}", origin=BACKEND) from None
+        """The models that the upstream offers, the configured one first; raises LlmError."""
+        async with self._get(URL(self._dialect.models_url)) as response:
+            if response.status != 200:
+                failure = await self._failure(response)
+                raise failure.error
+            found = self._dialect.models(await response.read())
+        return sorted(found, key=lambda model: model.id != self._model)
 
     async def _open(self, request: ChatRequest, call: Call) -> aiohttp.ClientResponse:
-        return await self._session.post(
-            self._url,
-            data=encode_query(request, stream=True),
-            headers={
-                "Content-Type": "application/json",
-                "Accept": sse.CONTENT_TYPE,
-                REQUEST_ID: call.id,
-                REQUEST_TIMEOUT: f"{call.passed_on():.6f}",
-            },
-            allow_redirects=False,
-        )
+        url, body = URL(self._dialect.ask_url), self._dialect.encode(request)
+        asked = {
+            "Content-Type": "application/json",
+            "Accept": f"{sse.CONTENT_TYPE}, application/json",
+            REQUEST_ID: call.id,
+            REQUEST_TIMEOUT: f"{call.passed_on():.6f}",
+        }
+        headers = await self._auth.headers("POST", str(url), asked, body)
+        return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
 
-    async def _batches(self, response: aiohttp.ClientResponse, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
-        reader = EventReader()
+    @contextlib.asynccontextmanager
+    async def _get(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A look at the upstream that is over in a second or so; raises LlmError."""
+        try:
+            async with asyncio.timeout(self._check_seconds):
+                headers = await self._auth.headers("GET", str(url), {}, b"")
+                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                    yield response
+        except (aiohttp.ClientError, OSError, LlmError) as error:
+            raise self._as_ours(error) from None
+
+    async def _batches(
+        self, response: aiohttp.ClientResponse, request: ChatRequest, call: Call
+    ) -> AsyncGenerator[list[StreamEvent], None]:
+        reader = self._dialect.reader(response.content_type, call.id, request.model)
         _wake_when_closed(response)
         try:
             while not reader.finished:
@@ -114,14 +126,11 @@ class Upstream:
                 except TimeoutError:
                     yield [Heartbeat()]
                     continue
-                if not chunk:
-                    reader.close()
-                batch: list[StreamEvent] = []
-                failure = None
-                try:
-                    batch.extend(reader.feed(chunk))
-                except LlmError as error:
-                    failure = error
+                except (aiohttp.ClientError, OSError):
+                    chunk = _left_unread(response)
+                    if not chunk:
+                        raise
+                batch, failure = _read(reader, chunk)
                 if batch:
                     yield batch
                 if failure is not None:
@@ -130,22 +139,27 @@ class Upstream:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await response.read()
-        except LlmError as error:
-            raise error.at(BACKEND) from None
         finally:
             if reader.timings:
                 call.clock.behind = reader.timings
 
+    async def _failure(self, response: aiohttp.ClientResponse) -> Failure:
+        body = b""
+        while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
+            body += piece
+        return self._dialect.failure(Refusal(response.status, response.headers, body, _retry_after(response)))
+
+    def _as_ours(self, error: aiohttp.ClientError | OSError | LlmError) -> LlmError:
+        """The LlmError that it is to the caller, without secrets."""
+        if not isinstance(error, LlmError):
+            error = self._unreachable(error)
+        return self._auth.hidden(error).at(self.origin)
+
     def _unreachable(self, error: aiohttp.ClientError | OSError) -> LlmError:
         if not isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
-            return LlmError(Code.UNAVAILABLE, _BROKE_OFF, origin=BACKEND)
+            return self._dialect.broke_off()
         why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        return LlmError(
-            Code.UNAVAILABLE, f"the LLM backend at {self._base} cannot be reached: {why}", retry_after=1, origin=BACKEND
-        )
-
-
-_BROKE_OFF = "the connection to the LLM backend broke off: the answer is incomplete"
+        return LlmError(Code.UNAVAILABLE, f"{self._dialect.place} cannot be reached: {why}", retry_after=1)
 
 
 def _reason(error: BaseException) -> str:
@@ -155,6 +169,22 @@ def _reason(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno)
     return str(cause) or type(cause).__name__
+
+
+def _read(reader: Reader, chunk: bytes) -> tuple[list[StreamEvent], LlmError | None]:
+    """The events that a chunk completes, and the failure that they end in; an empty chunk is the body's end."""
+    events: list[StreamEvent] = []
+    try:
+        events.extend((reader.feed(chunk) if chunk else reader.close()) or ())
+    except LlmError as error:
+        return events, error
+    return events, None
+
+
+def _left_unread(response: aiohttp.ClientResponse) -> bytes:
+    """What came before the connection broke: aiohttp has it, and no public way to it."""
+    content = response.content
+    return content._read_nowait(-1) if isinstance(content, aiohttp.StreamReader) else b""
 
 
 def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
@@ -172,30 +202,13 @@ def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
         future.add_done_callback(closed)
 
 
-async def _refuse_failure(response: aiohttp.ClientResponse, call: Call) -> None:
-    """Raises the LlmError that the answer is, unless it is the start of a stream."""
-    if response.status != 200:
-        failure = await _failure(response, call)
-        raise failure
-    if response.content_type != sse.CONTENT_TYPE:
-        raise LlmError(
-            Code.INTERNAL, f"the backend answered {response.content_type} instead of an event stream", origin=BACKEND
-        )
-
-
-async def _failure(response: aiohttp.ClientResponse, call: Call | None = None) -> LlmError:
-    body = b""
-    while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
-        body += piece
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """The header's seconds, up to an hour; its other form, a date, is not used by those that we ask."""
     try:
-        answer = msgspec.json.decode(body, type=ErrorAnswer)
-    except (msgspec.MsgspecError, RecursionError):
-        return LlmError(
-            code_of_http_status(response.status), f"the backend answered HTTP {response.status}", origin=BACKEND
-        )
-    if call is not None:
-        call.clock.behind = answer.timings
-    return answer.error.to_error().at(BACKEND)
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= _MAX_RETRY_AFTER else None
 
 
 async def _close(opening: asyncio.Task[aiohttp.ClientResponse]) -> None:
