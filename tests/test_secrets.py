@@ -18,7 +18,8 @@ import requests
 
 from lambdalm.testing.chain import MODULES, Chain, free_ports
 from lambdalm.testing.fake_bedrock import FakeBedrock
-from lambdalm.testing.fake_engine import Exchange, FakeEngine, Refusal, Request
+from lambdalm.testing.fake_engine import FakeEngine, Request
+from lambdalm.testing.fake_http import Exchange, Refusal
 from lambdalm.testing.fake_openai import FakeOpenAI
 
 from .conftest import post

@@ -58,7 +58,8 @@ from lambdalm.testing.fake_bedrock import (
     frame,
     sealed,
 )
-from lambdalm.testing.fake_engine import TOKEN_SECONDS, WORDS, Asked, Exchange, Refusal
+from lambdalm.testing.fake_engine import TOKEN_SECONDS, WORDS
+from lambdalm.testing.fake_http import Asked, Exchange, Refusal
 
 from .conftest import WAIT, new_call
 

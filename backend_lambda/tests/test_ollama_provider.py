@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from backend_lambda.providers import engine_http, ollama
 from backend_lambda.providers.base import ModelInfo
 from backend_lambda.providers.engine_http import EngineHttp, Reply
-from backend_lambda.providers.ollama import Config, OllamaProvider, PullProgress, events_of
+from backend_lambda.providers.ollama import Config, OllamaProvider, PullProgress
+from backend_lambda.providers.ollama_chat import events_of
 from lambdalm.chat import ChatRequest, Message, Role
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import (
@@ -30,7 +31,8 @@ from lambdalm.events import (
     collect,
     join,
 )
-from lambdalm.testing.fake_engine import BEHAVIOURS, THOUGHT, Exchange, Refusal
+from lambdalm.testing.fake_engine import BEHAVIOURS, THOUGHT
+from lambdalm.testing.fake_http import Exchange, Refusal
 from lambdalm.testing.fake_ollama import LAYER_BYTES, FakeOllama
 from lambdalm.timings import HopTiming
 

@@ -19,7 +19,8 @@ from backend_lambda.providers.openai import Config, OpenAIProvider, make
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, TextDelta, checked, collect
-from lambdalm.testing.fake_engine import BEHAVIOURS, Exchange, Refusal, Said
+from lambdalm.testing.fake_engine import BEHAVIOURS, Said
+from lambdalm.testing.fake_http import Exchange, Refusal
 from lambdalm.testing.fake_openai import FakeOpenAI
 
 from .conftest import WAIT, new_call

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
-from lambdalm.testing.fake_engine import BEHAVIOURS, WORDS, Exchange, FakeEngine, Play, Refusal, Request, Said, main
+from lambdalm.testing.fake_engine import BEHAVIOURS, WORDS, FakeEngine, Play, Request, Said, main
+from lambdalm.testing.fake_http import Exchange, Refusal
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
 

@@ -1,25 +1,22 @@
-"""What the fake engines share: real HTTP servers, whose model names are behaviours and faults.
+"""What the fake engines share: their model names, which are behaviours and faults.
 
     with FakeOllama() as fake:            # or: python -m lambdalm.testing.fake_ollama --port 11434
         ask(fake.url, model="error-in-stream")
 
 A fake is an engine's wire format (`FakeEngine`, a subclass each in `fake_ollama`, `fake_openai`, `fake_bedrock`); what
-is said over it is the same for all (`BEHAVIOURS`), so that one test can be run against each. A fake looks for its
-client while it stalls, as engines do: `hung_up` tells a test that cancelling has reached it.
+is said over it is the same for all (`BEHAVIOURS`), so that one test can be run against each.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import select
-import socket
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import NamedTuple
+
+from lambdalm.testing.fake_http import Exchange, FakeServer, Refusal
 
 WORDS = ("once ", "upon ", "a ", "time ")
 """What an engine says before it fails."""
@@ -27,69 +24,6 @@ WORDS = ("once ", "upon ", "a ", "time ")
 THOUGHT = ("The user said ", "something.")
 TOKEN_SECONDS = 0.05
 _CUT = 7  # characters of a piece of `echo`
-
-
-class ClientLeftError(Exception):
-    """The client has left."""
-
-
-class Refusal(NamedTuple):
-    """An answer that is an error from the start."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class Asked(NamedTuple):
-    """A request as it came; the names of `headers` are in lower case."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class Exchange:
-    """One request and what is sent for it."""
-
-    def __init__(self, handler: BaseHTTPRequestHandler, asked: Asked) -> None:
-        self.asked = asked
-        self._handler = handler
-
-    def reply(self, answer: Refusal) -> None:
-        """Send a whole answer."""
-        self._begin(answer.status, answer.content_type, [*answer.headers, ("Content-Length", str(len(answer.body)))])
-        self._handler.wfile.write(answer.body)
-
-    def begin(self, content_type: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        """Start an answer that comes in chunks."""
-        self._begin(200, content_type, [*headers, ("Transfer-Encoding", "chunked")])
-
-    def send(self, data: bytes) -> None:
-        """One chunk."""
-        if data:
-            self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def end(self) -> None:
-        """The answer's regular end."""
-        self._handler.wfile.write(b"0\r\n\r\n")
-
-    def cut(self) -> NoReturn:
-        """The connection just closes."""
-        raise ConnectionAbortedError
-
-    def pause(self, seconds: float | None) -> None:
-        """Wait (None: for ever); raises ClientLeftError when the client leaves."""
-        if select.select((self._handler.connection,), (), (), seconds)[0]:
-            raise ClientLeftError
-
-    def _begin(self, status: int, content_type: str, headers: list[tuple[str, str]]) -> None:
-        self._handler.send_response(status)
-        for name, value in [("Content-Type", content_type), *headers]:
-            self._handler.send_header(name, value)
-        self._handler.end_headers()
 
 
 class Request(NamedTuple):
@@ -117,38 +51,12 @@ class Said(NamedTuple):
     seconds: float = 0.0
 
 
-class FakeEngine(ABC):
-    """An engine's wire format on a port of 127.0.0.1; 0 takes a free one."""
+class FakeEngine(FakeServer):
+    """An engine's wire format. Its `answer` routes, and has those requests that ask the model answered by `play`."""
 
     name: str
     stream_type: str
     """The content type of a stream."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.asked: list[Asked] = []
-        """All requests so far."""
-        self.stalling = threading.Semaphore(0)
-        """Released by each answer that has fallen silent."""
-        self.hung_up = threading.Semaphore(0)
-        """Released by each client that has left in the middle."""
-        self._server = _Server(("127.0.0.1", port), _handler(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.close_connections()
-        self._server.server_close()
-
-    def serve_forever(self) -> None:
-        self._server.serve_forever()
-
-    @abstractmethod
-    def answer(self, exchange: Exchange) -> None:
-        """Route one request; `play` answers those that ask the model."""
 
     @abstractmethod
     def opening(self, request: Request) -> bytes:
@@ -402,57 +310,6 @@ BEHAVIOURS: dict[str, Callable[[Play], None]] = {
     "garbage": _garbage,
 }
 """Model name → what it does; any other name is a model that the engine does not have."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
-        self._connections: set[socket.socket] = set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def close_connections(self) -> None:
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is nothing to report."""
-
-
-def _handler(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def handle_one_exchange(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(self.command, self.path, headers, body)
-            engine.asked.append(asked)
-            try:
-                engine.answer(Exchange(self, asked))
-            except (ClientLeftError, BrokenPipeError, ConnectionResetError):
-                engine.hung_up.release()
-                self.close_connection = True
-            except ConnectionAbortedError:
-                self.close_connection = True
-
-        do_GET = do_POST = handle_one_exchange  # noqa: N815  # the names of http.server
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
 
 
 def main(fake: type[FakeEngine], port: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lambdalm.testing.fake_engine import BEHAVIOURS, Exchange, FakeEngine, Refusal, Request, Said, main
+from lambdalm.testing.fake_engine import BEHAVIOURS, FakeEngine, Request, Said, main
+from lambdalm.testing.fake_http import Exchange, Refusal
 
 VERSION = "0.33.0"
 LAYER_BYTES = 2048

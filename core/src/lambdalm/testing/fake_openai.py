@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lambdalm.testing.fake_engine import BEHAVIOURS, Exchange, FakeEngine, Refusal, Request, Said, main, now
+from lambdalm.testing.fake_engine import BEHAVIOURS, FakeEngine, Request, Said, main, now
+from lambdalm.testing.fake_http import Exchange, Refusal
 
 
 class FakeOpenAI(FakeEngine):
