@@ -153,6 +153,16 @@ def test_an_answer_in_one_piece_has_a_limit() -> None:
         assert failure(answer.whole).code is Code.INTERNAL
 
 
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n", b"Connection: keep-alive\r\n"])
+def test_an_answer_is_whole_whatever_becomes_of_its_connection(more: bytes) -> None:
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n%b\r\nnope" % more)
+
+    with serving(serve) as url:
+        assert engine(url).get("/x", new_call()) == Reply(401, b"nope")
+
+
 def test_a_redirect_is_not_followed() -> None:
     def serve(connection: socket.socket) -> None:
         read_request(connection)

@@ -144,7 +144,7 @@ class Exchange:
 
     def chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """The body as it comes, to its end."""
-        while True:
+        while not response.isclosed():  # which it is after its last byte, from Python 3.13 on
             with self._failing("broke off in the middle of its answer", self._silence):
                 self._set_patience()
                 chunk = response.read1(_CHUNK)
