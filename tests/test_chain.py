@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lambdalm.testing.chain import Chain
+from lambdalm.testing.chain import Chain, ChainError, free_ports
 from tests.conftest import bedrest, events_of, frames, pass_first_delta, post, text_of, until
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300).filter(lambda text: text.strip())
@@ -126,3 +126,15 @@ def test_a_stream_under_way_is_finished_on_sigterm(own_scripted: Chain, hop: str
         *_, end = events
     assert (end["type"], end["reason"]) == ("finished", "length")
     assert own_scripted.hops[hop].process.wait(60) == 0  # a second SIGTERM might meet a process that is nearly gone
+
+
+def test_a_chain_that_does_not_get_ready_says_what_its_backend_says() -> None:
+    environ = {"PROVIDER": "ollama", "OLLAMA_URL": "http://127.0.0.1:1"}
+    with pytest.raises(ChainError, match="OLLAMA_URL"), Chain(free_ports(), environ, patience=0.1):
+        pass
+
+
+def test_with_a_token_the_backend_wants_it_and_the_proxy_brings_it() -> None:
+    with Chain(free_ports(), {"PROVIDER": "scripted", "BACKEND_TOKEN": "t"}) as chain:
+        assert post(chain.backend_url, {"prompt": "hi"}).status_code == 401
+        assert post(chain.url, {"prompt": "hi"}).json()["text"] == "hi"

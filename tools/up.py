@@ -6,6 +6,7 @@ A hop that dies leaves the others up, which is how one sees what they do without
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        with Chain(DEFAULT_PORTS, on_line=_say) as chain:
+        with Chain(DEFAULT_PORTS, on_line=_say, patience=math.inf, stop_waiting=stopping) as chain:
             _say("make up", f"ready: {chain.url}/query; Ctrl-C stops it")
             for hop_running in chain.hops.values():
                 threading.Thread(target=_watch, args=(hop_running, stopping), daemon=True).start()

@@ -94,6 +94,7 @@ def _llamacpp(**config: Any) -> Iterator[Running]:
 
 
 _IN_PROCESS = "it runs in this process: there is no connection"
+_OWN_TEST = f"{_IN_PROCESS}; joining has a test of its own"
 _ONE_MODEL = "the built-in model does not do that; the codec is that of `openai`"
 
 _OF_THE_DEMO_MODEL = {
@@ -110,6 +111,7 @@ ENGINES = (
         _llamacpp,
         {"echo": FinishReason.STOP, "length": FinishReason.LENGTH},
         {
+            "slow reader": _OWN_TEST,
             "reasoning": _ONE_MODEL,
             "error in the stream": _IN_PROCESS,
             "cut stream": _IN_PROCESS,
@@ -128,6 +130,7 @@ ENGINES = (
         _scripted,
         {"echo": FinishReason.STOP, "slow": FinishReason.LENGTH, "filtered": FinishReason.CONTENT_FILTER},
         {
+            "slow reader": _OWN_TEST,
             "timeout": f"{_IN_PROCESS}; the deadline counts",
             "cancel before headers": _IN_PROCESS,
         },

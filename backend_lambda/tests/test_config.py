@@ -44,6 +44,7 @@ class TestConfig(ConfigContract):
         ("BEDROCK_API", "titan", "provider.bedrock.api", "titan"),
         ("BEDROCK_MODEL", "m", "provider.bedrock.model", "m"),
         ("AWS_REGION", "eu-west-1", "provider.bedrock.region", "eu-west-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-2", "provider.bedrock.region", "eu-west-2"),
         ("BEDROCK_ENDPOINT_URL", "http://b:1", "provider.bedrock.endpoint_url", "http://b:1"),
         ("BEDROCK_PROFILE", "p", "provider.bedrock.profile", "p"),
         ("BEDROCK_TEMPERATURE", "0.1", "provider.bedrock.temperature", 0.1),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from backend_lambda import handler
 from lambdalm.stream import EventReader
 from lambdalm.testing.fake_lambda_runtime import FakeLambdaRuntime, Result
 from lambdalm.testing.scripted import BEHAVIOURS
@@ -50,12 +51,12 @@ class Function:
 
 
 @contextlib.contextmanager
-def function(handler: str = HANDLER, **environ: str) -> Iterator[Function]:
+def function(entry: str = HANDLER, **environ: str) -> Iterator[Function]:
     # A log that is in the way of no other test's, and names that would change the config out of the way.
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("INTERACTION_", "LOG_"))}
     with FakeLambdaRuntime() as runtime:
         process = subprocess.Popen(
-            [sys.executable, "-m", "awslambdaric", handler],
+            [sys.executable, "-m", "awslambdaric", entry],
             env={**clean, "PROVIDER": "scripted", "AWS_LAMBDA_RUNTIME_API": runtime.address, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -333,3 +334,24 @@ def test_to_import_the_handler_imports_no_server_and_no_engine() -> None:
 def test_the_fake_runtime_takes_no_more_than_lambda_does() -> None:
     with FakeLambdaRuntime() as runtime:
         assert runtime.give("nobody's", Result("response", b"{}")) == 400
+
+
+def test_the_functions_time_counts_from_when_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cold start has used up some of it."""
+    started: list[int] = []
+
+    class Context:
+        aws_request_id = "r1"
+
+        def get_remaining_time_in_millis(self) -> int:
+            started.append(handler._function.cache_info().currsize)
+            return 10_000
+
+    monkeypatch.setenv("PROVIDER", "scripted")
+    handler._function.cache_clear()
+    try:
+        assert handler.lambda_handler({"prompt": "hi"}, Context())["text"] == "hi"
+    finally:
+        handler._function().backend.close()
+        handler._function.cache_clear()
+    assert started == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_when_it_can_be_written_again_it_is(tmp_path: Path, caplog: pytest.LogCa
 def test_a_log_that_does_not_keep_up_drops_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fifo = tmp_path / "log.jsonl"
     os.mkfifo(fifo)  # to open it blocks until somebody reads
-    made = Logged(fifo, InteractionLog(InteractionsConfig(path=str(fifo)), max_waiting=10))
+    made = Logged(fifo, InteractionLog(InteractionsConfig(path=str(fifo)), max_waiting=2 * 1024 + 10))
     for number in range(30):
         list(made.stream(prompt=f"{number:02d}"))
     got: list[str] = []
@@ -289,12 +290,38 @@ def test_a_log_that_does_not_keep_up_drops_and_says_so(tmp_path: Path, caplog: p
 
 def test_a_log_that_keeps_up_drops_nothing_in_the_long_run(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    made = Logged(path, InteractionLog(InteractionsConfig(path=str(path)), max_waiting=10))
+    made = Logged(path, InteractionLog(InteractionsConfig(path=str(path)), max_waiting=2 * 1024 + 10))
     assert made.log is not None
     for number in range(10):
         list(made.stream(prompt=f"{number}"))
         assert made.log.flush(WAIT)
     assert len(made.lines()) == 10
+
+
+def test_many_short_interactions_are_bounded_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fifo = tmp_path / "log.jsonl"
+    os.mkfifo(fifo)
+    made = Logged(fifo, InteractionLog(InteractionsConfig(path=str(fifo)), max_waiting=100 * 1024))
+    for _ in range(200):
+        list(made.stream(prompt="."))
+    assert "interactions were dropped" in caplog.text
+    threading.Thread(target=fifo.read_text, daemon=True).start()
+    made.backend.close()
+
+
+def test_the_file_is_for_its_owner_alone_and_a_new_one_is_made_where_it_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log.jsonl"
+    made = Logged(path, max_bytes=600)
+    assert made.log is not None
+    for _ in range(5):
+        list(made.stream())
+    assert made.log.flush(WAIT)
+    files = list(path.parent.iterdir())
+    assert len(files) > 1
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    shutil.rmtree(path.parent)
+    list(made.stream(prompt="again"))
+    assert [line["prompt"] for line in made.lines()] == ["again"]
 
 
 def test_flush_returns_when_all_is_written(logged: Logged) -> None:

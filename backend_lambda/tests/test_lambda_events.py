@@ -137,3 +137,9 @@ def test_the_size_is_that_of_the_whole_result_with_its_escapes() -> None:
 )
 def test_what_is_asked_for_is_the_last_segment_of_the_path(path: str, found: str) -> None:
     assert last_segment(path) == found
+
+
+def test_a_direct_invocation_that_is_no_text_is_an_invalid_argument() -> None:
+    with pytest.raises(LlmError) as failed:
+        read({"prompt": "\ud800"})
+    assert failed.value.code is Code.INVALID_ARGUMENT

@@ -357,7 +357,7 @@ def test_a_model_that_there_is_not_is_not_found_and_the_error_says_how_to_get_it
     error = failure(lambda: list(provider(fake).stream(ChatRequest(prompt="hi", model="nope"), new_call())))
     assert (error.code, error.origin) == (Code.NOT_FOUND, "ollama")
     assert "`ollama pull nope`" in error.message
-    assert "`backend-lambda pull nope`" in error.message
+    assert "`backend-lambda pull --provider ollama nope`" in error.message
 
 
 def test_a_404_of_something_else_does_not_send_one_to_pull_a_model() -> None:

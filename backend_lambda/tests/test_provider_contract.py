@@ -98,6 +98,17 @@ def test_words_come_while_the_engine_has_not_finished(engine: Engine, running: R
         list(stream)
 
 
+@column("slow reader")
+def test_what_the_engine_says_while_nobody_reads_comes_joined(engine: Engine, running: Running) -> None:
+    assert running.fake is not None
+    stream = events_of(running, engine, "echo")
+    assert isinstance(next(stream), Started)
+    assert running.fake.answered.acquire(timeout=WAIT)
+    deltas = [event.text for event in stream if isinstance(event, TextDelta)]
+    assert "".join(deltas) == PROMPT
+    assert len(deltas) <= 2  # what came with Started, and the rest
+
+
 @column("usage")
 def test_usage_is_what_the_engine_counted_and_unknown_stays_unknown(engine: Engine, running: Running) -> None:
     *_, usage, finished = events_of(running, engine, "echo")

@@ -67,6 +67,7 @@ async def failure(upstream: Upstream) -> LlmError:
     [
         ({}, {}),
         ({"kind": "none", "token": TOKEN}, {}),
+        ({"token": TOKEN}, {"authorization": f"Bearer {TOKEN}"}),
         ({"kind": "bearer", "token": TOKEN}, {"authorization": f"Bearer {TOKEN}"}),
         ({"kind": "x-api-key", "token": TOKEN}, {"x-api-key": TOKEN}),
     ],
@@ -243,8 +244,42 @@ async def test_a_role_that_cannot_be_had_is_an_error_that_says_so(aws: pytest.Mo
         async with RawServer(plays) as backend, upstream_of(backend.url, SIGV4) as upstream:
             error = await failure(upstream)
             assert backend.requests == []
-    assert (error.code, error.origin) == (Code.FAILED_PRECONDITION, "proxy")
+    assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
     assert "AWS credentials cannot be had" in error.message
+
+
+async def test_a_role_whose_credentials_have_run_out_is_an_error_and_no_bug(aws: pytest.MonkeyPatch) -> None:
+    """botocore then raises a RuntimeError, which is none of its own errors."""
+    stale = {"AccessKeyId": "A", "SecretAccessKey": "s", "Token": "t", "Expiration": "2020-01-01T00:00:00Z"}
+    body = json.dumps(stale).encode()
+    async with RawServer(lambda peer: peer.send(answer("200 OK", "application/json", body))) as metadata:
+        aws.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", metadata.url)
+        async with RawServer(plays) as backend, upstream_of(backend.url, SIGV4) as upstream:
+            error = await failure(upstream)
+            assert "AWS credentials cannot be had" in (await upstream.healthy() or "")
+            assert backend.requests == []
+    assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
+
+
+async def test_where_there_are_no_credentials_they_are_not_looked_for_with_each_request(
+    aws: pytest.MonkeyPatch,
+) -> None:
+    """A look may take seconds, and they would wait for each other."""
+    looks = 0
+
+    async def nobody(peer: Peer) -> None:
+        nonlocal looks
+        looks += 1
+        await peer.send(answer("404 Not Found", "text/plain", b""))
+
+    aws.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
+    aws.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    async with RawServer(nobody) as metadata, RawServer(plays) as backend:
+        aws.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
+        async with upstream_of(backend.url, SIGV4) as upstream:
+            for _ in range(5):
+                assert "there are no AWS credentials" in (await failure(upstream)).message
+    assert 1 <= looks <= 3  # what one look asks for
 
 
 async def test_without_credentials_nothing_is_asked_and_the_error_says_what_to_do(aws: pytest.MonkeyPatch) -> None:
@@ -252,7 +287,7 @@ async def test_without_credentials_nothing_is_asked_and_the_error_says_what_to_d
         error = await failure(upstream)
         assert "there are no AWS credentials" in (await upstream.healthy() or "")
         assert backend.requests == []
-    assert (error.code, error.origin) == (Code.FAILED_PRECONDITION, "proxy")
+    assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
     assert "AWS_ACCESS_KEY_ID" in error.message
 
 

@@ -165,7 +165,7 @@ async def test_a_server_that_does_not_stream_gives_the_same_events() -> None:
         (answer("200 OK", "application/json", b"{}"), Code.UNAVAILABLE),
         (answer("200 OK", "application/json", b"{"), Code.INTERNAL),
         (answer("200 OK", "application/json", b'{"error": {"message": "no", "code": 429}}'), Code.RESOURCE_EXHAUSTED),
-        (answer("200 OK", "text/html", b"<html>"), Code.UNAVAILABLE),
+        (answer("200 OK", "text/html", b"<html>"), Code.INTERNAL),
         (answer("302 Found", "text/html", b"<html>"), Code.UNAVAILABLE),
         (answer("404 Not Found", "application/json", b'{"error": {"message": "no tiny"}}'), Code.NOT_FOUND),
         (answer("401 Unauthorized", "application/json", b'{"error": "who?"}'), Code.UNAUTHENTICATED),

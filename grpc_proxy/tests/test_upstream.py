@@ -474,3 +474,23 @@ async def test_models_that_make_no_sense_are_an_error_of_the_backend(sent: bytes
         with pytest.raises(LlmError) as raised:
             await upstream.models()
     assert (raised.value.code, raised.value.origin) == (code, "backend")
+
+
+async def test_an_error_whose_body_does_not_come_is_told_by_its_status() -> None:
+    async def stalls(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 503 No\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\nhalf")
+        await peer.gone()
+
+    events, error = await read(stalls)
+    assert events == []
+    assert error is not None
+    assert (error.code, error.retry_after) == (Code.UNAVAILABLE, 7)
+
+
+async def test_a_backend_that_wants_a_token_says_what_the_proxy_lacks() -> None:
+    body = b'{"error": {"code": "UNAUTHENTICATED", "message": "who?", "origin": "backend"}}'
+    refuses = answer("401 Unauthorized", "application/json", body)
+    _, error = await read(sends(refuses))
+    assert error is not None
+    assert (error.code, error.origin) == (Code.UNAUTHENTICATED, "backend")
+    assert "BACKEND_TOKEN_FILE" in error.message

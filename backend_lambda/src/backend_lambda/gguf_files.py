@@ -104,7 +104,7 @@ def _why(error: Exception, wanted: HubFile) -> str:
     from huggingface_hub import errors
 
     repo, file, revision = wanted
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = re.sub(r"//[^/]*@", "//", os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} on {hub} is open only to those who have accepted its terms: do so there, and set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):

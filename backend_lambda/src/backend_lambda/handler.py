@@ -77,7 +77,6 @@ class _Asked(NamedTuple):
 def lambda_handler(event: Any, context: Context) -> Any:
     """What Lambda calls; it never raises."""
     clock = HopClock(HOP)
-    seconds = max(0.0, context.get_remaining_time_in_millis() / 1000 - _MARGIN)
     request_id = context.aws_request_id
     try:
         function = _function()
@@ -85,6 +84,7 @@ def lambda_handler(event: Any, context: Context) -> Any:
         request_id = calls.request_id(request.headers.get(calls.REQUEST_ID, request_id))
         if function.token is not None and lambda_events.is_http(event):
             _admit(request, function.token)
+        seconds = max(0.0, context.get_remaining_time_in_millis() / 1000 - _MARGIN)  # less what the start has taken
         reply = _route(_Asked(function, request, request_id, seconds, clock))
     except LlmError as error:
         reply = _failed(error, request_id, clock)

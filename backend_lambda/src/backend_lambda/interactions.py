@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ STDOUT = "-"
 
 _WORD_SECONDS = 60.0  # between two words on dropped lines
 _CLOSE_SECONDS = 5.0
+_OVERHEAD = 1024  # characters, for what is no text
 _PARAMETERS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "seed")
 
 _log = logs.get(__name__)
@@ -67,8 +69,9 @@ class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
     error: ErrorBody | None = None
 
     def size(self) -> int:
-        """About how many characters it has."""
-        return len(self.prompt) + len(self.response) + len(self.reasoning) + sum(len(m.content) for m in self.history)
+        """About how many characters it has, and a kilobyte for all that is no text."""
+        texts = len(self.prompt) + len(self.response) + len(self.reasoning) + sum(len(m.content) for m in self.history)
+        return texts + _OVERHEAD
 
 
 class InteractionLog:
@@ -250,6 +253,8 @@ class _Writer:
     def write(self, interaction: Interaction) -> None:
         try:
             line = msgspec.json.encode(interaction).decode()
+            if self._config.path != STDOUT and not Path(self._config.path).exists():
+                self.close()  # it has been taken away: a new one
             if self._handler is None:
                 self._handler = _open(self._config)
             self._handler.handle(logging.makeLogRecord({"msg": line}))
@@ -285,7 +290,9 @@ def _open(config: InteractionsConfig) -> logging.Handler:
         pass
 
     class File(_Raising, RotatingFileHandler):
-        pass
+        def _open(self) -> TextIOWrapper:
+            Path(self.baseFilename).touch(0o600)  # it holds what people wrote
+            return super()._open()
 
     if config.path == STDOUT:
         return Stdout(sys.stdout)

@@ -83,12 +83,19 @@ def read(event: Any) -> Request:
     if not is_http(event):
         # An invocation has one result, so nobody could read a stream.
         body = {**event, "stream": False} if isinstance(event, dict) else event
-        return Request("POST", "/query", {"content-type": JSON}, msgspec.json.encode(body))
+        return Request("POST", "/query", {"content-type": JSON}, _json(body))
     kind: type[_V1 | _V2] = _V1 if "httpMethod" in event else _V2
     try:
         return msgspec.convert(event, kind).request()
     except msgspec.ValidationError as error:
         raise LlmError(Code.INVALID_ARGUMENT, f"the event is not one of API Gateway's: {error}") from None
+
+
+def _json(event: Any) -> bytes:
+    try:
+        return msgspec.json.encode(event)
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise LlmError(Code.INVALID_ARGUMENT, f"the event cannot be read: {error}") from None
 
 
 def write(reply: Reply, event: Any) -> Any:

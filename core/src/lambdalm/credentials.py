@@ -33,7 +33,7 @@ def read_secret(key: str, value: str | None, file: str | None) -> str | None:
 def bears(header: str, token: str) -> bool:
     """Whether this value of `Authorization` is the bearer token, found in a time that does not tell how much of it."""
     scheme, _, given = header.partition(" ")
-    right = hmac.compare_digest(given.strip().encode(), token.encode())
+    right = hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
     return right and scheme.lower() == "bearer"
 
 

@@ -102,7 +102,11 @@ def _detail(detail: Any) -> Any:
     if not isinstance(detail, list):
         return detail
     rows = [row for row in detail if isinstance(row, dict)]
-    return "; ".join(f"{'.'.join(map(str, row.get('loc') or ()))}: {row.get('msg')}" for row in rows)
+    return "; ".join(f"{_place(row.get('loc'))}: {row.get('msg')}" for row in rows)
+
+
+def _place(loc: Any) -> str:
+    return ".".join(map(str, loc)) if isinstance(loc, list) else str(loc or "")
 
 
 def _code_of(error: Any) -> Code:

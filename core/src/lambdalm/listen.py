@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,9 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port
     allow_public: bool = False
 
+    advice: ClassVar[str] = ""
+    """What else one can do than to allow it."""
+
     @property
     def guarded(self) -> bool:
         """Whether callers have to say who they are."""
@@ -28,8 +31,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not (self.allow_public or self.guarded or is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host} can be reached from other machines and there is no authentication here: "
-                "set allow_public to true if that is meant, or listen on 127.0.0.1"
+                f"host {self.host} can be reached from other machines and nobody is asked who they are: "
+                f"{self.advice}set allow_public to true if that is meant, or listen on 127.0.0.1"
             )
 
     @property
@@ -41,6 +44,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class GuardedListen(Listen, frozen=True, forbid_unknown_fields=True):
     """The same for a server that can ask for a bearer token; with one, it may listen anywhere."""
+
+    advice = "set token_file, "
 
     token: str | None = None
     token_file: str | None = None

@@ -202,6 +202,16 @@ class ChunkReader:
         return error_event(error, self._who)
 
 
+def is_whole(content_type: str, who: str) -> bool:
+    """Whether an answer of this type comes in one piece, not as a stream; raises `LlmError(INTERNAL)` for neither."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.endswith("json"):
+        return True
+    if kind not in ("", sse.CONTENT_TYPE):
+        raise LlmError(Code.INTERNAL, f"{who} answered {kind} instead of a chat completion: is the URL right?")
+    return False
+
+
 def whole_answer(body: bytes, id: str, model: str, who: str) -> Iterator[StreamEvent]:
     """The events of an answer that came in one piece, from a server that does not stream; raises LlmError."""
     translation = Translation(id, model, who)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol
 
@@ -14,14 +16,19 @@ from msgspec import Meta
 from lambdalm.credentials import hidden, read_secret
 from lambdalm.errors import Code, LlmError
 
+_LOOK_SECONDS = 10.0  # between looks for credentials where there were none: a look may take seconds
+
 Headers = dict[str, str]
 Word = Annotated[str, Meta(pattern=r"^[a-z0-9-]+$")]
 
 
 class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The section `upstream.auth`. `token` is for bearer and x-api-key, `region` and `service` for aws_sigv4."""
+    """The section `upstream.auth`. `token` is for bearer and x-api-key, `region` and `service` for aws_sigv4.
 
-    kind: Literal["none", "bearer", "x-api-key", "aws_sigv4"] = "none"
+    Where `kind` is not said, a token goes as a bearer: what a backend is given it wants, its proxy is given to bring.
+    """
+
+    kind: Literal["none", "bearer", "x-api-key", "aws_sigv4"] | None = None
     token: str | None = None
     token_file: str | None = None
     region: Word | None = None
@@ -48,7 +55,8 @@ class Auth(Protocol):
 
 def make_auth(config: AuthConfig) -> Auth:
     """Raises `LlmError(FAILED_PRECONDITION)` for a token that cannot be read."""
-    return _KINDS[config.kind](config)
+    has_token = config.token is not None or config.token_file is not None
+    return _KINDS[config.kind or ("bearer" if has_token else "none")](config)
 
 
 class _Fixed:
@@ -77,6 +85,7 @@ class _SigV4:
         self._service = config.service
         self._lock = threading.Lock()
         self._found: Any = None
+        self._look_again = -math.inf
         self._secrets: tuple[str | None, ...] = ()
         # At DEBUG botocore logs what it signs, which has the session's token in it.
         logging.getLogger("botocore").setLevel(logging.INFO)
@@ -92,15 +101,16 @@ class _SigV4:
     def _sign(self, method: str, url: str, headers: Headers, body: bytes) -> Headers:
         from botocore.auth import SigV4Auth
         from botocore.awsrequest import AWSRequest
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             credentials = self._credentials().get_frozen_credentials()
             self._secrets = (credentials.secret_key, credentials.token)
             request = AWSRequest(method=method, url=url, data=body, headers=headers)
             SigV4Auth(credentials, self._service, self._region).add_auth(request)
-        except BotoCoreError as error:
-            raise _unsigned(f"AWS credentials cannot be had: {type(error).__name__}") from None
+        except (BotoCoreError, ClientError, RuntimeError, ValueError) as error:  # all that fetching them may raise
+            why = error.response["Error"].get("Code") if isinstance(error, ClientError) else type(error).__name__
+            raise _unsigned(f"AWS credentials cannot be had: {why}") from None
         return dict(request.headers.items())
 
     def _credentials(self) -> Any:
@@ -108,8 +118,9 @@ class _SigV4:
         from botocore.session import Session
 
         with self._lock:
-            if self._found is None:
+            if self._found is None and time.monotonic() >= self._look_again:
                 self._found = Session().get_credentials()
+                self._look_again = time.monotonic() + _LOOK_SECONDS
         if self._found is None:
             raise _unsigned(
                 "there are no AWS credentials: give the proxy a role, or set AWS_ACCESS_KEY_ID or AWS_PROFILE"
@@ -118,7 +129,7 @@ class _SigV4:
 
 
 def _unsigned(why: str) -> LlmError:
-    return LlmError(Code.FAILED_PRECONDITION, f"upstream.auth: {why}", origin="proxy")
+    return LlmError(Code.UNAVAILABLE, f"upstream.auth: {why}", origin="proxy")
 
 
 def _none(config: AuthConfig) -> Auth:

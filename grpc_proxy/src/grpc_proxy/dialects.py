@@ -143,7 +143,7 @@ class Query:
             answer = msgspec.json.decode(refusal.body, type=ErrorAnswer)
         except (msgspec.MsgspecError, RecursionError):
             return Failure(_foreign(refusal, "the backend"), {})
-        return Failure(answer.error.to_error(), answer.timings)
+        return Failure(_advised(answer.error.to_error()), answer.timings)
 
     def models(self, body: bytes) -> list[Model]:
         return _decoded(body, _Models, "the backend's /models").models
@@ -161,6 +161,8 @@ class OpenAI:
         base = url.rstrip("/")
         if base.endswith("/chat/completions"):
             raise ValueError(f"url: {url} must be the base without /chat/completions, as http://127.0.0.1:8000/v1 is")
+        if base.endswith("/query"):
+            raise ValueError(f"url: {url} is a backend's; dialect openai wants a base, as http://127.0.0.1:8000/v1 is")
         self.place = f"openai at {base}"
         self.ask_url = f"{base}/chat/completions"
         self.models_url = self.health_url = f"{base}/models"
@@ -175,7 +177,7 @@ class OpenAI:
 
     def reader(self, content_type: str, id: str, model: str | None) -> Reader:
         named = model or "default"
-        if "json" in content_type:
+        if openai.is_whole(content_type, self._who):
             return _Checked(_Whole(lambda body: openai.whole_answer(body, id, named, self._who)))
         return _Checked(openai.ChunkReader(id, named, self._who))
 
@@ -264,11 +266,15 @@ def _answered(body: bytes) -> Iterator[StreamEvent]:
 
 
 def _foreign(refusal: Refusal, who: str) -> LlmError:
-    error = error_answer(refusal.status, refusal.body, who, refusal.retry_after, refusal.headers)
-    if error.code is Code.UNAUTHENTICATED:
-        hint = "upstream.auth (BACKEND_AUTH, BACKEND_TOKEN_FILE) says how the proxy proves to it who asks"
-        return LlmError(error.code, f"{error.message}; {hint}")
-    return error
+    return _advised(error_answer(refusal.status, refusal.body, who, refusal.retry_after, refusal.headers))
+
+
+def _advised(error: LlmError) -> LlmError:
+    """What a refusal of the proxy itself wants: it is not the caller who was not let in."""
+    if error.code is not Code.UNAUTHENTICATED:
+        return error
+    hint = "upstream.auth (BACKEND_AUTH, BACKEND_TOKEN_FILE) says how the proxy proves to it who asks"
+    return LlmError(error.code, f"{error.message}; {hint}", origin=error.origin)
 
 
 def _decoded(body: bytes, kind: type[_T], what: str) -> _T:

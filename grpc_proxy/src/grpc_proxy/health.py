@@ -27,7 +27,11 @@ async def watch(upstream: Upstream, servicer: aio.HealthServicer, every: float) 
     """Look at the backend every so many seconds, for ever, and set the health of the service and the server."""
     before: str | None = "not looked at yet"
     while True:
-        why = await upstream.healthy()
+        try:
+            why = await upstream.healthy()
+        except Exception as error:  # noqa: BLE001  # the task's edge: without it the last health would stay for ever
+            _log.error("a bug: the look at the backend raised", exc_info=error)
+            why = "the look at it failed: the log has it"
         if why != before:
             _log.info("the backend is healthy") if why is None else _log.warning("the backend is not healthy", why=why)
             for service in ("", SERVICE):

@@ -40,11 +40,14 @@ def options(config: Config) -> list[tuple[str, int]]:
     ]
 
 
+_KEPT_SECONDS = 4.0  # that an idle connection is kept: less than servers do, of which uvicorn's 5 s are the shortest
+
+
 def session(config: Config) -> aiohttp.ClientSession:
     """The process's HTTP client: no total timeout, since each call has its own budget, and no retries."""
     upstream = config.upstream
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=upstream.max_connections, keepalive_timeout=30),
+        connector=aiohttp.TCPConnector(limit=upstream.max_connections, keepalive_timeout=_KEPT_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
     )

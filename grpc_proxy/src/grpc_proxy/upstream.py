@@ -116,7 +116,8 @@ class Upstream:
     async def _batches(
         self, response: aiohttp.ClientResponse, request: ChatRequest, call: Call
     ) -> AsyncGenerator[list[StreamEvent], None]:
-        reader = self._dialect.reader(response.content_type, call.id, request.model)
+        content_type = response.content_type if "Content-Type" in response.headers else ""
+        reader = self._dialect.reader(content_type, call.id, request.model)
         _wake_when_closed(response)
         try:
             while not reader.finished:
@@ -145,8 +146,11 @@ class Upstream:
 
     async def _failure(self, response: aiohttp.ClientResponse) -> Failure:
         body = b""
-        while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
-            body += piece
+        # What is not here soon is done without: the status says most of it.
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
+                    body += piece
         return self._dialect.failure(Refusal(response.status, response.headers, body, _retry_after(response)))
 
     def _as_ours(self, error: aiohttp.ClientError | OSError | LlmError) -> LlmError:

@@ -19,7 +19,7 @@ import contextlib
 import logging
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,7 +33,7 @@ from botocore.parsers import EventStreamJSONParser, ResponseParserError
 from botocore.utils import get_token_from_environment
 
 from backend_lambda.providers.bedrock_errors import answered, cannot_start, from_client_error, from_library, unfetched
-from backend_lambda.providers.engine_http import EngineHttp, Exchange, check_call
+from backend_lambda.providers.engine_http import EngineHttp, Exchange
 from lambdalm.call import Call
 from lambdalm.credentials import hidden
 from lambdalm.errors import Code, LlmError
@@ -94,7 +94,7 @@ class BedrockClient:
 
     def check(self) -> None:
         """Raises the LlmError of an endpoint that is not there or not well; AWS asks for no signature to say so."""
-        reply = self._http.get("/ping", check_call(self._http.name))
+        reply = self._http.look("/ping")
         if reply.status >= 500:
             raise answered("", "", reply.status)
 
@@ -118,12 +118,11 @@ class BedrockClient:
         sending.sends(headers)
         exchange = sending.stack.enter_context(Exchange(self._http, sending.call))
         target = f"{url.path}?{url.query}" if url.query else url.path
-        answer = exchange.ask(request.method, target, request.body, headers)
-        if answer.status == 200:
-            sending.chunks = exchange.chunks(answer)
-            return AWSResponse(request.url, 200, dict(answer.getheaders()), _Body(()))
-        body = tuple(exchange.up_to(answer, _MAX_ERROR))
-        return AWSResponse(request.url, answer.status, dict(answer.getheaders()), _Body(body))
+        head = exchange.ask(request.method, target, request.body, headers)
+        if head.status == 200:
+            sending.chunks = exchange.chunks()
+            return AWSResponse(request.url, 200, head.headers, _Body(b""))
+        return AWSResponse(request.url, head.status, head.headers, _Body(exchange.up_to(_MAX_ERROR)))
 
 
 class _Sending:
@@ -154,11 +153,11 @@ class _Sending:
 class _Body:
     """A body that has been read, in the shape in which botocore takes one."""
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, body: bytes) -> None:
+        self._body = body
 
     def stream(self) -> Iterator[bytes]:
-        return iter(self._pieces)
+        yield self._body
 
     def close(self) -> None:
         pass

@@ -1,9 +1,12 @@
 """HTTP to an engine, that can be stopped at any moment: before it connects, before its headers, in the middle.
 
 Theory of operation. A thread that waits in `connect` or `recv` is woken only by shutting its socket down; so the socket
-must be known before the first wait, which no client library offers. Here each request has a connection of its own,
-made by hand and given to `http.client`. To close it is how an engine is told to stop; what a new connection costs is
-little beside a generation. Name resolution alone cannot be woken.
+must be known before the first wait, which no client library offers. Here each request has a connection of its own, and
+h11, which does no I/O, makes and reads the bytes. To close the connection is how an engine is told to stop; what a new
+one costs is little beside a generation. Name resolution alone cannot be woken.
+
+What has come by the time that somebody asks comes in one piece, however the engine cut it: it sends an HTTP chunk for
+each word, and a reader who is slow, or one of very many, has to get fewer pieces, not an older answer.
 
 Nothing is retried, no redirect is followed, and no proxy of the environment is used.
 """
@@ -12,30 +15,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import http.client
 import os
 import select
 import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+import h11
 from msgspec import Meta
 
 from lambdalm.call import Call, request_id
 from lambdalm.errors import Code, LlmError
 from lambdalm.timings import HopClock
 
-HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^@\s]+$")]
+HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^@?#\x00-\x20\x7f-\U0010ffff]+$")]
 """An engine's address in a config; a password in it would end up in errors, so there is none."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 _LOOK_UP = 0.05  # seconds between looks at the call while a connection is made
 _CHUNK = 64 * 1024
+_AT_ONCE = 64  # reads
 _CHECK_SECONDS = 3.0
+_MAX_HEADERS = 64 * 1024  # bytes
 _MAX_BODY = 1024 * 1024  # bytes of a Reply
 _MAX_WHOLE = 16 * 1024 * 1024  # bytes of a Stream that is read whole
 
@@ -61,12 +66,28 @@ class Stream(NamedTuple):
 
     def whole(self) -> bytes:
         """All of it; raises `LlmError(INTERNAL)` above 16 MiB."""
-        pieces: list[bytes] = []
+        whole = bytearray()
         for piece in self.chunks:
-            pieces.append(piece)
-            if sum(map(len, pieces)) > _MAX_WHOLE:
+            whole += piece
+            if len(whole) > _MAX_WHOLE:
                 raise LlmError(Code.INTERNAL, f"an answer of more than {_MAX_WHOLE >> 20} MiB")
-        return b"".join(pieces)
+        return bytes(whole)
+
+
+class Head(NamedTuple):
+    """The beginning of an answer; the names of `headers` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+
+    @property
+    def retry_after(self) -> float | None:
+        """The header's seconds; its other form, a date, is not used by engines."""
+        try:
+            seconds = float(self.headers.get("retry-after", ""))
+        except ValueError:
+            return None
+        return seconds if 0 <= seconds < 3600 else None
 
 
 class EngineHttp:
@@ -94,17 +115,27 @@ class EngineHttp:
         the call.
         """
         with Exchange(self, call) as exchange:
-            answer = exchange.ask("POST", f"{self.url.path}{path}", body, {"Content-Type": "application/json"})
-            if answer.status == 200:
-                yield Stream(answer.getheader("Content-Type", ""), exchange.chunks(answer))
+            head = exchange.ask("POST", f"{self.url.path}{path}", body, {"Content-Type": "application/json"})
+            if head.status == 200:
+                yield Stream(head.headers.get("content-type", ""), exchange.chunks())
             else:
-                yield Reply(answer.status, b"".join(exchange.up_to(answer, _MAX_BODY)), _retry_after(answer))
+                yield Reply(head.status, exchange.up_to(_MAX_BODY), head.retry_after)
 
     def get(self, path: str, call: Call) -> Reply:
         """Ask for `path`, read the whole answer; raises LlmError as `post` does."""
         with Exchange(self, call) as exchange:
-            answer = exchange.ask("GET", f"{self.url.path}{path}", None)
-            return Reply(answer.status, b"".join(exchange.up_to(answer, _MAX_BODY)), _retry_after(answer))
+            head = exchange.ask("GET", f"{self.url.path}{path}", b"")
+            return Reply(head.status, exchange.up_to(_MAX_BODY), head.retry_after)
+
+    def look(self, path: str) -> Reply:
+        """Ask for `path` to see whether the engine is there: over in 3 seconds. Raises `LlmError(UNAVAILABLE)`."""
+        try:
+            return self.get(path, check_call(self.name))
+        except LlmError as error:
+            if error.code is not Code.DEADLINE_EXCEEDED:
+                raise
+        why = f"{self.name} at {self.base_url} gave no answer in {_CHECK_SECONDS:g} s"
+        raise LlmError(Code.UNAVAILABLE, why, retry_after=1, origin=self.name)
 
 
 class Exchange:
@@ -113,6 +144,7 @@ class Exchange:
     def __init__(self, engine: EngineHttp, call: Call) -> None:
         self._engine = engine
         self._call = call
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEADERS)
         self._sock: socket.socket | None = None
         self._stack = contextlib.ExitStack()
         self._silence = f"it was silent for {engine.silence_seconds:g} s, which is the request_timeout"
@@ -124,44 +156,81 @@ class Exchange:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] = {}
-    ) -> http.client.HTTPResponse:
+    def ask(self, method: str, target: str, body: bytes, headers: Mapping[str, str] = {}) -> Head:
         """Connect, send, and wait for the headers. `headers` go along with the engine's own."""
-        engine = self._engine
-        url = engine.url
-        connection = unconnected(url)
-        self._stack.callback(connection.close)
+        engine, url = self._engine, self._engine.url
         with self._failing("cannot be reached", f"it did not connect in {engine.connect_seconds:g} s"):
-            connection.sock = self._connect(url.hostname or "", connection.port)
-        sent = {"Accept-Encoding": "identity", **engine.headers, **headers}
+            sock = self._connect(url.hostname or "", url.port or _port(url))
+        sent = {"Host": host_header(url), "Accept-Encoding": "identity", **engine.headers, **headers}
+        if body or method != "GET":
+            sent["Content-Length"] = str(len(body))
         with self._failing("gave no answer", self._silence):
-            self._set_patience()
-            connection.request(method, path, body, sent)
-            response = connection.getresponse()
-            self._stack.callback(response.close)
-            return response
+            request = h11.Request(method=method, target=target or "/", headers=list(sent.items()))
+            self._set_patience(sock)
+            sock.sendall(b"".join(self._http.send(event) or b"" for event in _events(request, body)))
+            return self._head()
 
-    def chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        """The body as it comes, to its end."""
-        while not response.isclosed():  # which it is after its last byte, from Python 3.13 on
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes, to its end; what has come by the time it is asked for comes in one piece."""
+        ended = False
+        while not ended:
             with self._failing("broke off in the middle of its answer", self._silence):
-                self._set_patience()
-                chunk = response.read1(_CHUNK)
-                if not chunk and response.length:
-                    raise http.client.IncompleteRead(chunk, response.length)
-            if not chunk:
-                self._call.check()  # a connection that was shut ends like a body without a length
-                return
-            yield chunk
+                piece, ended = self._piece()
+            if piece:
+                yield piece
 
-    def up_to(self, response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+    def up_to(self, most: int) -> bytes:
         """The body, but no more than `most` bytes of it."""
-        for chunk in self.chunks(response):
-            yield chunk[:most]
-            most -= len(chunk)
-            if most <= 0:
-                return
+        body = bytearray()
+        for piece in self.chunks():
+            body += piece
+            if len(body) >= most:
+                break
+        return bytes(body[:most])
+
+    def _head(self) -> Head:
+        while True:
+            event = self._next_event()
+            if isinstance(event, h11.Response):
+                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+                return Head(event.status_code, headers)
+            if not isinstance(event, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("peer closed connection before it answered")
+
+    def _piece(self) -> tuple[bytes, bool]:
+        """All of the body that is here, at least something, and whether it has ended."""
+        pieces: list[bytes] = []
+        try:
+            event = self._next_event()
+            while isinstance(event, h11.Data):
+                pieces.append(bytes(event.data))
+                event = self._http.next_event()
+        except h11.RemoteProtocolError:
+            if not pieces:
+                raise
+            return b"".join(pieces), False  # the next one raises it again
+        return b"".join(pieces), event is not h11.NEED_DATA
+
+    def _next_event(self) -> Any:
+        """h11's next event, as soon as there is one."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            assert self._sock is not None
+            self._set_patience(self._sock)
+            data = self._sock.recv(_CHUNK)
+            if not data:
+                self._call.check()  # a connection that was shut ends like a body without a length
+            self._http.receive_data(data + self._at_once() if data else b"")
+        return event
+
+    def _at_once(self) -> bytes:
+        """What else is there: TLS gives no more than a record at a time, which may be a single word."""
+        pieces: list[bytes] = []
+        if isinstance(self._sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError):  # nothing more by now; what has broken, the next read tells
+                self._sock.settimeout(0)
+                while len(pieces) < _AT_ONCE and (piece := self._sock.recv(_CHUNK)):
+                    pieces.append(piece)
+        return b"".join(pieces)
 
     def _connect(self, host: str, port: int) -> socket.socket:
         problem: OSError = OSError("the name has no address")
@@ -182,13 +251,15 @@ class Exchange:
     def _wait_for_connection(self, sock: socket.socket, address: object) -> None:
         """Connect; a socket that is not connected yet cannot be shut down, so look at the call now and then."""
         sock.setblocking(False)
+        writable = select.poll()  # select.select takes no descriptor above 1023
+        writable.register(sock, select.POLLOUT)
         failure = sock.connect_ex(address)  # type: ignore[arg-type]  # from getaddrinfo
         deadline = time.monotonic() + self._engine.connect_seconds
         while failure in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             self._call.check()
             if time.monotonic() >= deadline:
                 raise TimeoutError
-            if select.select((), (sock,), (), _LOOK_UP)[1]:
+            if writable.poll(_LOOK_UP * 1000):
                 failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
             raise OSError(failure, os.strerror(failure))
@@ -205,10 +276,10 @@ class Exchange:
         wrapped.do_handshake()
         return wrapped
 
-    def _set_patience(self) -> None:
+    def _set_patience(self, sock: socket.socket) -> None:
+        """Before each wait: until the silence is too long, or the call's time is up."""
         self._call.check()
-        if self._sock is not None:
-            self._sock.settimeout(max(0.001, min(self._engine.silence_seconds, self._call.remaining())))
+        sock.settimeout(max(0.001, min(self._engine.silence_seconds, self._call.remaining())))
 
     @contextlib.contextmanager
     def _failing(self, what: str, on_timeout: str) -> Iterator[None]:
@@ -216,7 +287,7 @@ class Exchange:
         engine = self._engine
         try:
             yield
-        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last of a name that cannot be one
+        except (OSError, h11.ProtocolError, UnicodeError) as error:  # the last of a name that cannot be one
             self._call.check()
             why = on_timeout if isinstance(error, TimeoutError) else _reason(error)
             message = f"{engine.name} at {engine.base_url} {what}: {why}"
@@ -229,12 +300,15 @@ class Exchange:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the socket's own: SSLSocket's would spoil a read
 
 
-def unconnected(url: SplitResult) -> http.client.HTTPConnection:
-    """A connection that has no socket yet and makes none by itself."""
-    connection = http.client.HTTPConnection(url.hostname or "", url.port or _port(url))
-    connection.default_port = _port(url)  # the header Host leaves it out, as signatures want it
-    connection.auto_open = 0
-    return connection
+def _events(request: h11.Request, body: bytes) -> list[Any]:
+    return [request, h11.Data(data=body), h11.EndOfMessage()] if body else [request, h11.EndOfMessage()]
+
+
+def host_header(url: SplitResult) -> str:
+    """The header Host: without the scheme's own port, as signatures want it."""
+    host = url.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return host if url.port in (None, _port(url)) else f"{host}:{url.port}"
 
 
 def _address(name: str, url: str) -> SplitResult:
@@ -252,18 +326,10 @@ def _port(url: SplitResult) -> int:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason}"
-    if isinstance(error, http.client.IncompleteRead):
-        return "the connection was closed"
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason}"
+    if isinstance(error, h11.ProtocolError):
+        closed = "peer closed connection" in str(error)
+        return "the connection was closed" if closed else f"it does not speak HTTP as it should ({error})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
-
-
-def _retry_after(response: http.client.HTTPResponse) -> float | None:
-    """The header's seconds; its other form, a date, is not used by engines."""
-    try:
-        seconds = float(response.getheader("Retry-After", ""))
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < 3600 else None

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from backend_lambda.providers.base import ModelInfo, ProviderHealth
-from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds, check_call
+from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds
 from backend_lambda.providers.ollama_chat import NAME as NAME
 from backend_lambda.providers.ollama_chat import Number, decoded, events_of, lines_of
 from lambdalm.call import Call
@@ -91,7 +91,7 @@ class OllamaProvider:
 
     def health(self) -> ProviderHealth:
         try:
-            reply = self._look("/api/version")
+            reply = self._http.look("/api/version")
             if reply.status != 200:
                 raise _refusal(reply, self._config.model, self._who)
             decoded(_version_decoder, reply.body)
@@ -110,17 +110,9 @@ class OllamaProvider:
 
     def _installed(self) -> list[str]:
         try:
-            return [row.name for row in decoded(_tags_decoder, self._look("/api/tags").body).models]
+            return [row.name for row in decoded(_tags_decoder, self._http.look("/api/tags").body).models]
         except LlmError:
             return []
-
-    def _look(self, path: str) -> Reply:
-        try:
-            return self._http.get(path, check_call(NAME))
-        except LlmError as error:
-            if error.code is not Code.DEADLINE_EXCEEDED:
-                raise
-        raise LlmError(Code.UNAVAILABLE, f"{self._who} does not answer", origin=NAME)
 
     @contextlib.contextmanager
     def _ask(self, path: str, body: dict[str, Any], call: Call) -> Iterator[Iterator[bytes]]:
@@ -186,7 +178,7 @@ def _refusal(reply: Reply, model: str, who: str) -> LlmError:
     """What an answer other than 200 means."""
     error = error_answer(reply.status, reply.body, who, reply.retry_after).at(NAME)
     if reply.status == 404 and "not found" in error.message:
-        hint = f"get it with `ollama pull {model}` or `backend-lambda pull {model}`"
+        hint = f"get it with `ollama pull {model}` or `backend-lambda pull --provider ollama {model}`"
         return LlmError(Code.NOT_FOUND, f"model: {who} has no {model!r}; {hint}", origin=NAME)
     if reply.status == 503 and "busy" in error.message:
         wait = reply.retry_after or _BUSY_SECONDS

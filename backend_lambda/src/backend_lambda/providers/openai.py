@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from backend_lambda.providers.base import ModelInfo, ProviderHealth
-from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds, Stream, check_call
+from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds, Stream
 from lambdalm import openai
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
@@ -104,7 +104,7 @@ class OpenAIProvider:
         return msgspec.json.encode(fields)
 
     def _events(self, answer: Stream, id: str, model: str) -> Iterator[StreamEvent]:
-        if "json" in answer.content_type:
+        if openai.is_whole(answer.content_type, self._who):
             yield from openai.whole_answer(answer.whole(), id, model, self._who)
             return
         reader = openai.ChunkReader(id, model, self._who)
@@ -119,12 +119,15 @@ class OpenAIProvider:
         if error.code is Code.UNAUTHENTICATED:
             hint = "provider.openai.api_key_file (OPENAI_API_KEY_FILE) or OPENAI_API_KEY gives it its key"
             return LlmError(Code.UNAUTHENTICATED, f"{error.message}; {hint}")
+        if reply.status == 404 and not self._config.base_url.rstrip("/").endswith("/v1"):
+            hint = "provider.openai.base_url (OPENAI_BASE_URL) usually ends in /v1"
+            return LlmError(Code.NOT_FOUND, f"{error.message}; {hint}")
         return error
 
     def _ask_for_models(self) -> list[_Model]:
         """Raises LlmError, which never holds the key."""
         try:
-            reply = self._http.get("/models", check_call(NAME))
+            reply = self._http.look("/models")
             if reply.status != 200:
                 raise self._refusal(reply)
             return msgspec.json.decode(reply.body, type=_Models).data

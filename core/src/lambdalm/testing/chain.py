@@ -7,6 +7,7 @@ proxy would listen to them.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -109,12 +110,22 @@ class Hop:
 class Chain:
     """The three servers. Use it as a context manager: what it has started it stops.
 
-    `environ` is added to each hop's environment (PROVIDER=scripted, …), `on_line` gets the lines of their logs.
+    `environ` is added to each hop's environment (PROVIDER=scripted, …), `on_line` gets the lines of their logs. It must
+    be ready within `patience` seconds from when its backend has its model; `stop_waiting` ends the wait before.
     """
 
-    def __init__(self, ports: Ports, environ: Mapping[str, str] = {}, on_line: Line = lambda hop, line: None) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        environ: Mapping[str, str] = {},
+        on_line: Line = lambda hop, line: None,
+        patience: float = _START_SECONDS,
+        stop_waiting: threading.Event | None = None,
+    ) -> None:
         self.ports = ports
         self._on_line = on_line
+        self._patience = patience
+        self._stop_waiting = stop_waiting or threading.Event()
         self._environ = {name: value for name, value in os.environ.items() if name not in ("PORT", "HOST")}
         self._environ |= {
             "BACKEND_PORT": str(ports.backend),
@@ -156,15 +167,28 @@ class Chain:
         self.hops[name] = Hop(name, self._environ, self._on_line)
 
     def wait_ready(self) -> None:
-        """Returns when the edge says that the whole chain is ready; raises ChainError when a hop dies instead."""
-        deadline = time.monotonic() + _START_SECONDS
+        """Returns when the edge says that the whole chain is ready; raises ChainError when that does not come."""
+        deadline = None
         while not _answers(f"{self.url}/readyz"):
             for hop in self.hops.values():
                 if not hop.alive:
                     raise ChainError(_obituary(hop))
-            if time.monotonic() > deadline:
-                raise ChainError(f"the chain is not ready after {_START_SECONDS:g} s")
-            time.sleep(_LOOK_SECONDS)
+            if deadline is None and self._backend_says() is not None:
+                deadline = time.monotonic() + self._patience  # before, it loads its model or gets it
+            if deadline is not None and time.monotonic() > deadline:
+                raise ChainError(f"the chain is not ready after {self._patience:g} s: {self._backend_says()}")
+            if self._stop_waiting.wait(_LOOK_SECONDS):
+                raise ChainError("stopped before the chain was ready")
+
+    def _backend_says(self) -> str | None:
+        """What the backend says of itself; None while it says nothing, as long as its model is loaded."""
+        try:
+            with urllib.request.urlopen(f"{self.backend_url}/health", timeout=2) as answer:  # noqa: S310  # our own
+                return str(answer.status)
+        except urllib.error.HTTPError as refusal:
+            return json.loads(refusal.read()).get("detail") or f"its backend answers HTTP {refusal.code}"
+        except (urllib.error.URLError, OSError):
+            return None
 
     def stop(self) -> None:
         """Stop every hop that runs, the edge first."""

@@ -88,6 +88,8 @@ class FakeServer(ABC):
         """Released by each answer that has fallen silent."""
         self.hung_up = threading.Semaphore(0)
         """Released by each client that has left in the middle."""
+        self.answered = threading.Semaphore(0)
+        """Released by each answer that has been sent to its end."""
         self._server = _Server(("127.0.0.1", port), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -145,6 +147,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             fake.asked.append(asked)
             try:
                 fake.answer(Exchange(self, asked))
+                fake.answered.release()
             except (ClientLeftError, BrokenPipeError, ConnectionResetError):
                 fake.hung_up.release()
                 self.close_connection = True
