@@ -90,6 +90,7 @@ class BedrockClient:
             sending = self._here.sending = _Sending(call, stack)
             with sending.hiding_secrets():
                 self._call(operation, parameters)
+                del self._here.sending  # a thread lives longer than its calls
                 yield map(Events(self._client, operation).feed, sending.chunks)
 
     def check(self) -> None:

@@ -177,10 +177,11 @@ _version_decoder = msgspec.json.Decoder(_Version)
 def _refusal(reply: Reply, model: str, who: str) -> LlmError:
     """What an answer other than 200 means."""
     error = error_answer(reply.status, reply.body, who, reply.retry_after).at(NAME)
-    if reply.status == 404 and "not found" in error.message:
+    said = error.message.removeprefix(who)  # whose address may hold these words, too
+    if reply.status == 404 and "not found" in said:
         hint = f"get it with `ollama pull {model}` or `backend-lambda pull --provider ollama {model}`"
         return LlmError(Code.NOT_FOUND, f"model: {who} has no {model!r}; {hint}", origin=NAME)
-    if reply.status == 503 and "busy" in error.message:
+    if reply.status == 503 and "busy" in said:
         wait = reply.retry_after or _BUSY_SECONDS
         return LlmError(Code.RESOURCE_EXHAUSTED, error.message, retry_after=wait, origin=NAME)
     return error

@@ -75,7 +75,7 @@ class OpenAIProvider:
 
     def health(self) -> ProviderHealth:
         try:
-            self._ask_for_models()
+            self._look_at_models()
         except LlmError as error:
             return ProviderHealth(ok=False, detail=error.message)
         return ProviderHealth(ok=True)
@@ -83,9 +83,10 @@ class OpenAIProvider:
     def models(self) -> Sequence[ModelInfo]:
         configured = self._config.model
         try:
-            found = [ModelInfo(model.id, NAME, model.max_model_len) for model in self._ask_for_models()]
-        except LlmError:
-            found = []
+            listed = msgspec.json.decode(self._look_at_models().body, type=_Models).data
+        except (LlmError, msgspec.MsgspecError):
+            listed = []
+        found = [ModelInfo(model.id, NAME, model.max_model_len) for model in listed]
         first = [info for info in found if info.id == configured] or [ModelInfo(configured or UNNAMED, NAME)]
         if configured is None and found:
             return found
@@ -124,14 +125,12 @@ class OpenAIProvider:
             return LlmError(Code.NOT_FOUND, f"{error.message}; {hint}")
         return error
 
-    def _ask_for_models(self) -> list[_Model]:
-        """Raises LlmError, which never holds the key."""
+    def _look_at_models(self) -> Reply:
+        """A 200; raises LlmError, which never holds the key."""
         try:
             reply = self._http.look("/models")
             if reply.status != 200:
                 raise self._refusal(reply)
-            return msgspec.json.decode(reply.body, type=_Models).data
-        except msgspec.MsgspecError as error:
-            raise LlmError(Code.INTERNAL, f"{self._who} has a /models that makes no sense: {error}") from None
         except LlmError as error:
             raise hidden(error, self._key) from None
+        return reply
