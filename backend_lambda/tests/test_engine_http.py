@@ -286,6 +286,19 @@ def test_an_engine_that_hangs_is_looked_at_for_a_few_seconds(monkeypatch: pytest
     assert error.message == f"engine at {url} gave no answer in 0.1 s"
 
 
+def test_what_came_before_a_break_comes_before_the_failure() -> None:
+    def serve(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n")
+
+    got: list[bytes] = []
+    with serving(serve) as url, engine(url).post("/chat", b"{}", new_call()) as answer:
+        assert isinstance(answer, Stream)
+        chunks = answer.chunks
+        assert failure(lambda: got.extend(chunks)).code is Code.UNAVAILABLE
+    assert got == [b"half"]
+
+
 def test_silence_is_given_up_after_its_seconds_and_says_so() -> None:
     def serve(connection: socket.socket) -> None:
         read_request(connection)
