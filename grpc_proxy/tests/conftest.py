@@ -45,7 +45,7 @@ def new_config(url: str, **parts: Any) -> Config:
     """A config with this upstream; `parts` as in the file: `limits={"max_in_flight": 1}`."""
     from grpc_proxy.config import Config
 
-    upstream = {"url": url, **parts.pop("upstream", {})}
+    upstream = {"url": url, "check_timeout": 1, **parts.pop("upstream", {})}
     return msgspec.convert({"listen": {"host": "127.0.0.1", "port": 0}, "upstream": upstream, **parts}, Config)
 
 

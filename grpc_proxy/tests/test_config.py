@@ -21,6 +21,7 @@ class TestConfig(ConfigContract):
         ("BACKEND_PORT", "1236", "upstream.url", "http://127.0.0.1:1236/query"),
         ("BACKEND_DIALECT", "query", "upstream.dialect", "query"),
         ("BACKEND_MODEL", "tiny", "upstream.model", "tiny"),
+        ("BACKEND_CHECK_SECONDS", "30", "upstream.check_seconds", 30),
         ("BACKEND_AUTH", "none", "upstream.auth.kind", "none"),
         ("BACKEND_TOKEN", "abc", "upstream.auth.token", "abc"),
         ("BACKEND_TOKEN_FILE", "/run/token", "upstream.auth.token_file", "/run/token"),

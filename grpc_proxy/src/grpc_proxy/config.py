@@ -30,6 +30,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auth: AuthConfig = AuthConfig()
     connect_seconds: Seconds = 5
     check_seconds: Seconds = 1
+    check_timeout: Seconds = 5
     max_connections: Count = 4096
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Upstream:
         self._auth = make_auth(config.auth)
         self._model = config.model
         self._heartbeat = heartbeat_seconds
-        self._check_seconds = max(config.check_seconds, 1)
+        self._check_timeout = config.check_timeout
 
     @property
     def origin(self) -> str:
@@ -104,9 +104,9 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def _get(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A look at the upstream that is over in a second or so; raises LlmError."""
+        """A look at the upstream, which is over in a few seconds; raises LlmError."""
         try:
-            async with asyncio.timeout(self._check_seconds):
+            async with asyncio.timeout(self._check_timeout):
                 headers = await self._auth.headers("GET", str(url), {}, b"")
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:
                     yield response
