@@ -95,7 +95,7 @@ def test_a_provider_that_fails_when_asked_is_one_line_and_status_1(ollama: FakeO
     result = run("test", "--provider", "ollama", "--model", "llama3.2", OLLAMA_URL=ollama.url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert len(result.stderr.splitlines()) == 1
-    assert "backend-lambda pull llama3.2" in result.stderr
+    assert "backend-lambda pull --provider ollama llama3.2" in result.stderr
 
 
 def test_models_is_a_table_with_the_default_marked(ollama: FakeOllama) -> None:
