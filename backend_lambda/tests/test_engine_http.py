@@ -313,10 +313,10 @@ def test_silence_is_given_up_after_its_seconds_and_says_so() -> None:
             got.extend(answer.chunks)
 
     with serving(serve) as url:
-        error = failure(lambda: ask(engine(url, silence=0.1)))
+        error = failure(lambda: ask(engine(url, silence=0.5)))
     assert got == [b"word"]
     assert (error.code, error.retry_after) == (Code.UNAVAILABLE, 1)
-    assert "silent for 0.1 s, which is the request_timeout" in error.message
+    assert "silent for 0.5 s, which is the request_timeout" in error.message
 
 
 def test_the_time_of_the_call_bounds_the_wait_too() -> None:

@@ -190,7 +190,7 @@ def test_an_engine_that_falls_silent_is_given_up(engine: Engine) -> None:
 @column("deadline")
 def test_when_the_time_is_up_the_engine_stops(engine: Engine, running: Running) -> None:
     for model in ("stall-first", "stall"):
-        _, error = failure_of(events_of(running, engine, model, new_call(0.1)))
+        _, error = failure_of(events_of(running, engine, model, new_call(0.4)))
         assert (model, error.code) == (model, Code.DEADLINE_EXCEEDED)
         has_stopped(running, engine)
 
