@@ -1,6 +1,7 @@
 """The interaction log: what was asked and what was answered, one JSON object a line.
 
-Theory of operation. A request only puts its interaction into a line of bounded size; one thread encodes and writes.
+Theory of operation. A request only puts its interaction into a line of bounded size; one thread encodes and writes,
+a beat later and all at once: to wake it for each request cost more than a request does. A crash costs that beat.
 What does not fit is dropped and counted, and a file that cannot be written costs lines, never a request: that is said
 once, and once more when it works again. Lambda freezes a process as soon as it has answered, so its handler flushes.
 
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,7 @@ STDOUT = "-"
 
 _WORD_SECONDS = 60.0  # between two words on dropped lines
 _CLOSE_SECONDS = 5.0
+_BEAT_SECONDS = 0.2
 _OVERHEAD = 1024  # characters, for what is no text
 _PARAMETERS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "seed")
 
@@ -83,7 +85,8 @@ class InteractionLog:
         self._writer = _Writer(config)
         self._changed = threading.Condition()
         self._line: deque[Interaction] = deque()
-        self._waiting = 0  # characters
+        self._waiting = 0  # characters, of what is being written, too
+        self._in_hurry = 0  # how many wait in `flush`
         self._max_waiting = max_waiting
         self._busy = False
         self._closed = False
@@ -122,7 +125,8 @@ class InteractionLog:
             if fits:
                 self._line.append(interaction)
                 self._waiting += size
-                self._changed.notify_all()
+                if len(self._line) == 1:
+                    self._changed.notify_all()
                 return
             self._dropped += 1
             dropped, now = self._dropped, time.monotonic()
@@ -134,7 +138,12 @@ class InteractionLog:
     def flush(self, seconds: float) -> bool:
         """Wait until all that was put is written, but not longer than this; returns whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._line and not self._busy, seconds)
+            self._in_hurry += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: not self._line and not self._busy, seconds)
+            finally:
+                self._in_hurry -= 1
 
     def close(self) -> None:
         """Write what is left (for at most 5 s) and stop."""
@@ -144,22 +153,26 @@ class InteractionLog:
         self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
-        while (interaction := self._next()) is not None:
-            self._writer.write(interaction)
+        batch: list[Interaction] = []
+        while batch := self._next_batch(batch):
+            self._writer.write(batch)
         self._writer.close()
 
-    def _next(self) -> Interaction | None:
-        """The next in line; None when the log is closed and the line empty."""
+    def _next_batch(self, written: list[Interaction]) -> list[Interaction]:
+        """All that is in line, a beat after the first of it came, so that not each request wakes this thread.
+
+        Nothing when the log is closed and the line empty.
+        """
         with self._changed:
             self._busy = False
+            self._waiting -= sum(interaction.size() for interaction in written)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._line or self._closed)
-            if not self._line:
-                return None
-            self._busy = True
-            interaction = self._line.popleft()
-            self._waiting -= interaction.size()
-            return interaction
+            self._changed.wait_for(lambda: self._in_hurry or self._closed, _BEAT_SECONDS)
+            batch = list(self._line)
+            self._line.clear()
+            self._busy = bool(batch)
+            return batch
 
 
 class _Recording:
@@ -250,11 +263,15 @@ class _Writer:
         self._handler: logging.Handler | None = None
         self._lost = 0
 
-    def write(self, interaction: Interaction) -> None:
+    def write(self, batch: Sequence[Interaction]) -> None:
+        if self._config.path != STDOUT and not Path(self._config.path).exists():
+            self.close()  # it has been taken away: a new one
+        for interaction in batch:
+            self._write(interaction)
+
+    def _write(self, interaction: Interaction) -> None:
         try:
             line = msgspec.json.encode(interaction).decode()
-            if self._config.path != STDOUT and not Path(self._config.path).exists():
-                self.close()  # it has been taken away: a new one
             if self._handler is None:
                 self._handler = _open(self._config)
             self._handler.handle(logging.makeLogRecord({"msg": line}))
