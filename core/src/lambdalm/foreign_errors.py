@@ -21,6 +21,8 @@ import msgspec
 
 from lambdalm.errors import Code, LlmError, code_of_http_status
 
+_MAX_WAIT = 3600.0  # seconds
+
 _BY_TYPE = {
     "invalid_request_error": Code.INVALID_ARGUMENT,
     "badrequesterror": Code.INVALID_ARGUMENT,
@@ -63,6 +65,15 @@ def error_answer(
     if gateway and status in _GATEWAY_HINTS:
         why += f"; {_GATEWAY_HINTS[status]}"
     return LlmError(code_of_http_status(status), why, retry_after=retry_after)
+
+
+def seconds_to_wait(header: str | None) -> float | None:
+    """What a `Retry-After` says, up to an hour; its other form, a date, is not used by those that we ask."""
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= _MAX_WAIT else None
 
 
 def error_event(error: Any, who: str) -> LlmError:

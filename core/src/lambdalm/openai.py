@@ -219,6 +219,25 @@ def whole_answer(body: bytes, id: str, model: str, who: str) -> Iterator[StreamE
     yield from translation.end()
 
 
+class ListedModel(msgspec.Struct, frozen=True):
+    """A row of `/models`; `max_model_len` is vLLM's, in tokens."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    data: list[ListedModel]
+
+
+def listed_models(body: bytes, who: str) -> list[ListedModel]:
+    """What `GET /models` answers; raises `LlmError(INTERNAL)` where it makes no sense."""
+    try:
+        return msgspec.json.decode(body, type=_Listed).data
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise LlmError(Code.INTERNAL, f"{who} has a /models that makes no sense: {error}") from None
+
+
 def _chunk(data: str | bytes, who: str) -> Chunk:
     try:
         return _chunks.decode(data)

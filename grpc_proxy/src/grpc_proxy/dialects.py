@@ -185,8 +185,8 @@ class OpenAI:
         return Failure(_foreign(refusal, self._who), {})
 
     def models(self, body: bytes) -> list[Model]:
-        listed = _decoded(body, _Listed, f"{self._who} has a /models that")
-        return [Model(row.id, self.origin, row.max_model_len) for row in listed.data]
+        listed = openai.listed_models(body, self._who)
+        return [Model(row.id, self.origin, row.max_model_len) for row in listed]
 
 
 DIALECTS: dict[str, Callable[[str], Dialect]] = {"query": Query, "openai": OpenAI}
@@ -195,15 +195,6 @@ DIALECTS: dict[str, Callable[[str], Dialect]] = {"query": Query, "openai": OpenA
 
 class _Models(msgspec.Struct, frozen=True):
     models: list[Model]
-
-
-class _Row(msgspec.Struct, frozen=True):
-    id: str
-    max_model_len: int | None = None  # vLLM's
-
-
-class _Listed(msgspec.Struct, frozen=True):
-    data: list[_Row]
 
 
 class _Plain(Protocol):

@@ -25,9 +25,9 @@ from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Heartbeat, StreamEvent
+from lambdalm.foreign_errors import seconds_to_wait
 
 _MAX_ERROR_BYTES = 64 * 1024
-_MAX_RETRY_AFTER = 3600.0
 _FAREWELL_SECONDS = 1.0
 
 
@@ -151,7 +151,8 @@ class Upstream:
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
                     body += piece
-        return self._dialect.failure(Refusal(response.status, response.headers, body, _retry_after(response)))
+        wait = seconds_to_wait(response.headers.get("Retry-After"))
+        return self._dialect.failure(Refusal(response.status, response.headers, body, wait))
 
     def _as_ours(self, error: aiohttp.ClientError | OSError | LlmError) -> LlmError:
         """The LlmError that it is to the caller, without secrets."""
@@ -204,15 +205,6 @@ def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
     future = protocol.closed if protocol is not None else None
     if future is not None:
         future.add_done_callback(closed)
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """The header's seconds, up to an hour; its other form, a date, is not used by those that we ask."""
-    try:
-        seconds = float(response.headers.get("Retry-After", ""))
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds <= _MAX_RETRY_AFTER else None
 
 
 async def _close(opening: asyncio.Task[aiohttp.ClientResponse]) -> None:

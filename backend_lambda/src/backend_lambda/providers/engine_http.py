@@ -29,6 +29,7 @@ from msgspec import Meta
 
 from lambdalm.call import Call, request_id
 from lambdalm.errors import Code, LlmError
+from lambdalm.foreign_errors import seconds_to_wait
 from lambdalm.timings import HopClock
 
 HttpUrl = Annotated[str, Meta(pattern=r"^https?://[^@?#\x00-\x20\x7f-\U0010ffff]+$")]
@@ -82,12 +83,8 @@ class Head(NamedTuple):
 
     @property
     def retry_after(self) -> float | None:
-        """The header's seconds; its other form, a date, is not used by engines."""
-        try:
-            seconds = float(self.headers.get("retry-after", ""))
-        except ValueError:
-            return None
-        return seconds if 0 <= seconds < 3600 else None
+        """In seconds."""
+        return seconds_to_wait(self.headers.get("retry-after"))
 
 
 class EngineHttp:

@@ -42,15 +42,6 @@ def make(config: Config, slots: int) -> OpenAIProvider:
     return OpenAIProvider(config)
 
 
-class _Model(msgspec.Struct, frozen=True):
-    id: str
-    max_model_len: int | None = None  # vLLM's
-
-
-class _Models(msgspec.Struct, frozen=True):
-    data: list[_Model]
-
-
 class OpenAIProvider:
     """One server, whatever its models."""
 
@@ -83,8 +74,8 @@ class OpenAIProvider:
     def models(self) -> Sequence[ModelInfo]:
         configured = self._config.model
         try:
-            listed = msgspec.json.decode(self._look_at_models().body, type=_Models).data
-        except (LlmError, msgspec.MsgspecError):
+            listed = openai.listed_models(self._look_at_models().body, self._who)
+        except LlmError:
             listed = []
         found = [ModelInfo(model.id, NAME, model.max_model_len) for model in listed]
         first = [info for info in found if info.id == configured] or [ModelInfo(configured or UNNAMED, NAME)]
