@@ -30,7 +30,7 @@ from lambdalm import logs, sse, timings
 from lambdalm.call import Call
 from lambdalm.chat import decode_query
 from lambdalm.credentials import bears, no_token
-from lambdalm.errors import Code, ErrorBody, LlmError, code_of_http_status, http_status
+from lambdalm.errors import Code, ErrorBody, LlmError, bug, code_of_http_status, http_status
 from lambdalm.events import StreamEvent, collect, join, timed
 from lambdalm.stream import ErrorAnswer, encode_event
 from lambdalm.timings import HopClock
@@ -90,8 +90,7 @@ def lambda_handler(event: Any, context: Context) -> Any:
         reply = _failed(error, request_id, clock)
     except Exception as error:  # noqa: BLE001  # the edge: Lambda would answer with the stack
         _log.error("a bug: the handler raised", request_id=request_id, exc_info=error)
-        why = "an internal error: the function's log has it under this request's id"
-        reply = _failed(LlmError(Code.INTERNAL, why), request_id, clock)
+        reply = _failed(bug(HOP), request_id, clock)
     result = lambda_events.write(reply, event)
     found = lambda_events.size(result)
     return result if found <= MAX_RESULT else lambda_events.write(_failed(_too_large(found), request_id, clock), event)

@@ -29,7 +29,7 @@ from msgspec import Meta
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
-from lambdalm.errors import Code, ErrorBody, LlmError
+from lambdalm.errors import Code, ErrorBody, LlmError, bug
 from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Tokens, Usage
 
 STDOUT = "-"
@@ -112,7 +112,7 @@ class InteractionLog:
             recording.error = ErrorBody.of(error)
             raise
         except Exception:
-            recording.error = ErrorBody(Code.INTERNAL, "an internal error: the server's log has it")
+            recording.error = ErrorBody.of(bug("backend"))
             raise
         finally:
             self.put(recording.interaction())

@@ -123,6 +123,11 @@ class LlmError(Exception):
         return f"LlmError({self.code}, {self.message!r}, origin={self.origin!r})"
 
 
+def bug(hop: str) -> LlmError:
+    """What a caller is told when our own code raised something unforeseen; the log has the rest."""
+    return LlmError(Code.INTERNAL, f"an internal error: the {hop}'s log has it under this request's id", origin=hop)
+
+
 class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """An LlmError as JSON: the value of `error` in every HTTP error answer and SSE `error` event."""
 

@@ -21,7 +21,7 @@ from lambdalm import logs, timings
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.coalesce import Coalescer
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import Code, LlmError, bug
 from lambdalm.events import (
     Answer,
     Collector,
@@ -153,8 +153,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
             raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001  # the edge of the process: the caller must be told, whatever it was
             _log.error("a bug: the call raised", request_id=call.id, exc_info=error)
-            bug = LlmError(Code.INTERNAL, "an internal error: the proxy's log has it under this request's id")
-            await _abort(context, call, bug.at(HOP))
+            await _abort(context, call, bug(HOP))
 
     @contextlib.contextmanager
     def _admitted(self) -> Iterator[None]:

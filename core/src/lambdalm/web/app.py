@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException
 from lambdalm import call as calls
 from lambdalm import logs, timings
 from lambdalm.call import Call
-from lambdalm.errors import Code, ErrorBody, LlmError, code_of_http_status, http_status
+from lambdalm.errors import ErrorBody, LlmError, bug, code_of_http_status, http_status
 from lambdalm.stream import ErrorAnswer
 from lambdalm.timings import HopClock
 from lambdalm.web.hangup import HangupWatcher
@@ -130,8 +130,3 @@ class HttpHop:
         response.headers["Server-Timing"] = timings.encode(clock.timings())
         response.headers["X-Request-Id"] = flask.g.request_id
         return response
-
-
-def bug(hop: str) -> LlmError:
-    """What a caller is told when our own code raised something unforeseen; the log has the rest."""
-    return LlmError(Code.INTERNAL, "an internal error: the server's log has it under this request's id", origin=hop)

@@ -17,10 +17,10 @@ from lambdalm import logs, sse
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, decode_query
 from lambdalm.coalesce import Coalescer
-from lambdalm.errors import LlmError
+from lambdalm.errors import LlmError, bug
 from lambdalm.events import Delta, StreamEvent, checked, collect, timed
 from lambdalm.stream import encode_error, encode_event
-from lambdalm.web.app import HttpHop, bug
+from lambdalm.web.app import HttpHop
 
 OpenStream = Callable[[ChatRequest, Call], Generator[StreamEvent, None, None]]
 
