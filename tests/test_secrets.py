@@ -19,7 +19,7 @@ import requests
 from lambdalm.testing.chain import MODULES, Chain, free_ports
 from lambdalm.testing.fake_bedrock import FakeBedrock
 from lambdalm.testing.fake_engine import FakeEngine, Request
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange, Reply
 from lambdalm.testing.fake_openai import FakeOpenAI
 
 from .conftest import post
@@ -36,9 +36,9 @@ class _Repeats(FakeEngine):
         self.sent = " ".join(value for value in exchange.asked.headers.values() if CANARY in value)
         super().answer(exchange)  # type: ignore[safe-super]  # of the fake that it is mixed into
 
-    def refusal(self, request: Request, why: str) -> Refusal:
+    def refusal(self, request: Request, why: str) -> Reply:
         body = json.dumps({"error": {"message": f"I refuse {self.sent}"}, "message": f"I refuse {self.sent}"})
-        return Refusal(403, body.encode(), headers=(("x-amzn-errortype", "AccessDeniedException"),))
+        return Reply(403, body.encode(), headers=(("x-amzn-errortype", "AccessDeniedException"),))
 
 
 class RepeatingOpenAI(_Repeats, FakeOpenAI):

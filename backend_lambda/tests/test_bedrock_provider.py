@@ -59,7 +59,7 @@ from lambdalm.testing.fake_bedrock import (
     sealed,
 )
 from lambdalm.testing.fake_engine import TOKEN_SECONDS, WORDS
-from lambdalm.testing.fake_http import Asked, Exchange, Refusal
+from lambdalm.testing.fake_http import Asked, Exchange, Reply
 
 from .conftest import WAIT, new_call
 
@@ -313,7 +313,7 @@ class TestStarting:
         aws.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
         aws.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/x")
         no = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
-        with Rude(Refusal(403, no, "text/xml")) as sts:
+        with Rude(Reply(403, no, "text/xml")) as sts:
             aws.setenv("AWS_ENDPOINT_URL_STS", sts.url)
             provider = provider_of(fake)
             missing = failure(provider)
@@ -443,7 +443,7 @@ class TestAnswers:
 
     def test_what_comes_in_one_chunk_goes_out_joined_and_before_its_failure(self) -> None:
         data = delta({"text": "a"}) + delta({"text": "b"}) + exception("throttlingException", "slow down")
-        with Rude(Refusal(200, data)) as fake:
+        with Rude(Reply(200, data)) as fake:
             stream = provider_of(fake).stream(ChatRequest(prompt="x", model="m"), new_call())
             assert [next(stream), next(stream)] == [Started("r1", "m"), TextDelta("ab")]
             with pytest.raises(LlmError, match="slow down"):
@@ -517,7 +517,7 @@ class TestErrors:
 
     def test_how_long_to_wait_is_what_bedrock_says(self) -> None:
         headers = (("x-amzn-errortype", "ThrottlingException"), ("Retry-After", "17"))
-        with Rude(Refusal(429, b'{"message":"slow"}', headers=headers)) as fake:
+        with Rude(Reply(429, b'{"message":"slow"}', headers=headers)) as fake:
             assert failure(provider_of(fake)).retry_after == 17
 
     @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ class TestErrors:
         ],
     )
     def test_an_answer_that_is_not_bedrocks_is_an_error(self, status: int, body: bytes, code: Code) -> None:
-        with Rude(Refusal(status, body)) as fake:
+        with Rude(Reply(status, body)) as fake:
             error = failure(provider_of(fake))
         assert (error.code, error.origin) == (code, "bedrock")
 
@@ -543,7 +543,7 @@ class TestErrors:
 class Rude(FakeBedrock):
     """Says whatever a test wants."""
 
-    def __init__(self, answer: Refusal) -> None:
+    def __init__(self, answer: Reply) -> None:
         super().__init__()
         self._answer = answer
 
@@ -561,7 +561,7 @@ class TestModelsAndHealth:
         assert "authorization" not in fake.asked[-1].headers
 
     def test_it_is_not_well_when_the_endpoint_is_gone_or_sick(self) -> None:
-        with Rude(Refusal(503, b"")) as fake:
+        with Rude(Reply(503, b"")) as fake:
             provider = provider_of(fake)
             assert not provider.health().ok
         health = provider.health()

@@ -31,8 +31,9 @@ from lambdalm.events import (
     collect,
     join,
 )
+from lambdalm.testing import fake_http
 from lambdalm.testing.fake_engine import BEHAVIOURS, THOUGHT
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange
 from lambdalm.testing.fake_ollama import LAYER_BYTES, FakeOllama
 from lambdalm.timings import HopTiming
 
@@ -44,13 +45,13 @@ BEGUN = Started("r1", "m")
 class Rude(FakeOllama):
     """Says whatever a test wants to each request: a whole answer, or chunks of a stream, after which it stalls."""
 
-    def __init__(self, said: Refusal | list[bytes], stalls: bool = False) -> None:
+    def __init__(self, said: fake_http.Reply | list[bytes], stalls: bool = False) -> None:
         super().__init__()
         self._said = said
         self._stalls = stalls
 
     def answer(self, exchange: Exchange) -> None:
-        if isinstance(self._said, Refusal):
+        if isinstance(self._said, fake_http.Reply):
             return exchange.reply(self._said)
         exchange.begin(self.stream_type)
         for chunk in self._said:
@@ -85,7 +86,7 @@ def failure(act: Callable[[], Any]) -> LlmError:
 
 def refused(status: int, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> LlmError:
     """How such an answer comes out."""
-    with Rude(Refusal(status, body, headers=headers)) as fake:
+    with Rude(fake_http.Reply(status, body, headers=headers)) as fake:
         return failure(lambda: list(provider(fake).stream(ChatRequest(prompt="hi", model="m"), new_call())))
 
 
@@ -427,7 +428,7 @@ def test_an_engine_that_is_down_has_its_default_model_and_says_what_to_do() -> N
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b"[1]", b'{"models": [{}], "version": 1}', b"\xff"])
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_something_that_is_not_ollama_is_not_well(status: int, body: bytes) -> None:
-    with Rude(Refusal(status, body)) as fake:
+    with Rude(fake_http.Reply(status, body)) as fake:
         engine = provider(fake)
         assert not engine.health().ok
         assert "OLLAMA_URL" in engine.health().detail
@@ -435,7 +436,7 @@ def test_something_that_is_not_ollama_is_not_well(status: int, body: bytes) -> N
 
 
 def test_an_engine_that_answers_with_an_error_is_not_well() -> None:
-    with Rude(Refusal(500, b'{"version": "0.33.0"}')) as fake:
+    with Rude(fake_http.Reply(500, b'{"version": "0.33.0"}')) as fake:
         assert not provider(fake).health().ok
 
 

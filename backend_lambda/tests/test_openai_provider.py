@@ -20,7 +20,7 @@ from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, TextDelta, checked, collect
 from lambdalm.testing.fake_engine import BEHAVIOURS, Said
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange, Reply
 from lambdalm.testing.fake_openai import FakeOpenAI
 
 from .conftest import WAIT, new_call
@@ -127,8 +127,8 @@ class _Telltale(FakeOpenAI):
             return exchange.reply(self.refusal(None, ""))
         return super().answer(exchange)
 
-    def refusal(self, request: Any, why: str) -> Refusal:
-        return Refusal(500, json.dumps({"error": {"message": f"bad key {self.key}"}}).encode())
+    def refusal(self, request: Any, why: str) -> Reply:
+        return Reply(500, json.dumps({"error": {"message": f"bad key {self.key}"}}).encode())
 
     def failure(self, request: Any) -> bytes:
         return b"data: %b\n\n" % json.dumps({"error": f"bad key {self.key}"}).encode()

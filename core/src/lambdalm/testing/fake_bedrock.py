@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from lambdalm.testing.fake_engine import BEHAVIOURS, WORDS, FakeEngine, Play, Request, Said, main
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange, Reply
 
 EVENT_STREAM = "application/vnd.amazon.eventstream"
 
@@ -166,7 +166,7 @@ class FakeBedrock(FakeEngine):
         frame[-6] ^= 1
         return bytes(frame)
 
-    def refusal(self, request: Request, why: str) -> Refusal:
+    def refusal(self, request: Request, why: str) -> Reply:
         assert isinstance(request, _Asked)
         return _refusal(REFUSALS[why], request.headers)
 
@@ -306,11 +306,11 @@ def _format(request: Request) -> _Format:
     return request.form
 
 
-def _refusal(error: _Error, headers: dict[str, str] | None = None) -> Refusal:
+def _refusal(error: _Error, headers: dict[str, str] | None = None) -> Reply:
     secrets = " and ".join(value for name, value in (headers or {}).items() if name in _SECRETS)
     message = error.message.replace("{secrets}", secrets)
     said = (("x-amzn-errortype", f"{error.name}:http://internal.amazon.com/coral/com.amazon.bedrock/"),)
-    return Refusal(error.status, json.dumps({"message": message}).encode(), headers=said)
+    return Reply(error.status, json.dumps({"message": message}).encode(), headers=said)
 
 
 def _stops(reason: str) -> Callable[[Play], None]:

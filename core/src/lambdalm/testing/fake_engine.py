@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lambdalm.testing.fake_http import Exchange, FakeServer, Refusal
+from lambdalm.testing.fake_http import Exchange, FakeServer, Reply
 
 WORDS = ("once ", "upon ", "a ", "time ")
 """What an engine says before it fails."""
@@ -87,7 +87,7 @@ class FakeEngine(FakeServer):
         """Something that the protocol does not allow."""
 
     @abstractmethod
-    def refusal(self, request: Request, why: str) -> Refusal:
+    def refusal(self, request: Request, why: str) -> Reply:
         """The engine's error before a stream: `why` is error-before, throttle or unknown."""
 
     def play(self, request: Request, exchange: Exchange) -> None:
@@ -132,7 +132,7 @@ class Play:
             self._exchange.send(self._engine.ending(self.request, said))
             self._exchange.end()
         else:
-            self._exchange.reply(Refusal(200, self._engine.whole(self.request, said)))
+            self._exchange.reply(Reply(200, self._engine.whole(self.request, said)))
 
     def fail(self) -> None:
         """The engine's own error in the middle of the stream."""

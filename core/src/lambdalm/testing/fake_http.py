@@ -19,8 +19,8 @@ class ClientLeftError(Exception):
     """The client has left."""
 
 
-class Refusal(NamedTuple):
-    """An answer that is an error from the start."""
+class Reply(NamedTuple):
+    """An answer in one piece."""
 
     status: int
     body: bytes
@@ -44,7 +44,7 @@ class Exchange:
         self.asked = asked
         self._handler = handler
 
-    def reply(self, answer: Refusal) -> None:
+    def reply(self, answer: Reply) -> None:
         """Send a whole answer."""
         self._begin(answer.status, answer.content_type, [*answer.headers, ("Content-Length", str(len(answer.body)))])
         self._handler.wfile.write(answer.body)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lambdalm.testing.fake_engine import BEHAVIOURS, FakeEngine, Request, Said, main
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange, Reply
 
 VERSION = "0.33.0"
 LAYER_BYTES = 2048
@@ -112,7 +112,7 @@ class FakeOllama(FakeEngine):
     def garbage(self, request: Request) -> bytes:
         return b'{"model": "garbage", "message": {"role": \n'
 
-    def refusal(self, request: Request, why: str) -> Refusal:
+    def refusal(self, request: Request, why: str) -> Reply:
         if why == "throttle":
             return _error(503, "server busy, please try again.  maximum pending requests exceeded")
         if why == "unknown":
@@ -145,7 +145,7 @@ def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def _look(method: str, path: str) -> Refusal:
+def _look(method: str, path: str) -> Reply:
     """What can be looked at."""
     found: dict[str, Any] = {
         "/api/version": {"version": VERSION},
@@ -153,10 +153,10 @@ def _look(method: str, path: str) -> Refusal:
         "/api/ps": {"models": []},
     }
     if method == "GET" and path == "/":
-        return Refusal(200, b"Ollama is running", "text/plain; charset=utf-8")
+        return Reply(200, b"Ollama is running", "text/plain; charset=utf-8")
     if method == "GET" and path in found:
-        return Refusal(200, msgspec.json.encode(found[path]), _JSON)
-    return Refusal(404, b"404 page not found", "text/plain")
+        return Reply(200, msgspec.json.encode(found[path]), _JSON)
+    return Reply(404, b"404 page not found", "text/plain")
 
 
 def _show(exchange: Exchange) -> None:
@@ -165,7 +165,7 @@ def _show(exchange: Exchange) -> None:
         return exchange.reply(_error(404, f"model '{name}' not found"))
     about = {"general.architecture": "llama", "llama.context_length": 8192}
     shown = {"details": _row(name)["details"], "model_info": about, "capabilities": ["completion"]}
-    return exchange.reply(Refusal(200, msgspec.json.encode(shown), _JSON))
+    return exchange.reply(Reply(200, msgspec.json.encode(shown), _JSON))
 
 
 def _pull(exchange: Exchange) -> None:
@@ -179,7 +179,7 @@ def _pull(exchange: Exchange) -> None:
         lines += [{"status": status} for status in ("verifying sha256 digest", "writing manifest", "success")]
     if asked.stream is False:
         status = 500 if "error" in lines[-1] else 200
-        return exchange.reply(Refusal(status, msgspec.json.encode(lines[-1]), _JSON))
+        return exchange.reply(Reply(status, msgspec.json.encode(lines[-1]), _JSON))
     exchange.begin(_NDJSON)
     for line in lines:
         exchange.send(_line(line))
@@ -207,8 +207,8 @@ def _line(value: dict[str, Any]) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
-def _error(status: int, message: str) -> Refusal:
-    return Refusal(status, msgspec.json.encode({"error": message}), _JSON)
+def _error(status: int, message: str) -> Reply:
+    return Reply(status, msgspec.json.encode({"error": message}), _JSON)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from lambdalm.testing.fake_engine import BEHAVIOURS, FakeEngine, Request, Said, main, now
-from lambdalm.testing.fake_http import Exchange, Refusal
+from lambdalm.testing.fake_http import Exchange, Reply
 
 
 class FakeOpenAI(FakeEngine):
@@ -31,11 +31,11 @@ class FakeOpenAI(FakeEngine):
     def answer(self, exchange: Exchange) -> None:
         asked = exchange.asked
         if asked.path == "/health":
-            exchange.reply(Refusal(200, b"{}"))
+            exchange.reply(Reply(200, b"{}"))
         elif self._key is not None and asked.headers.get("authorization") != f"Bearer {self._key}":
             exchange.reply(_error(401, "Incorrect API key provided", "invalid_request_error"))
         elif asked.path == "/v1/models":
-            exchange.reply(Refusal(200, _models()))
+            exchange.reply(Reply(200, _models()))
         elif asked.path == "/v1/chat/completions":
             self._chat(exchange)
         else:
@@ -86,7 +86,7 @@ class FakeOpenAI(FakeEngine):
     def garbage(self, request: Request) -> bytes:
         return b'data: {"choices": [{"delta": \n\n'
 
-    def refusal(self, request: Request, why: str) -> Refusal:
+    def refusal(self, request: Request, why: str) -> Reply:
         if why == "throttle":
             busy = _error(429, "Too many requests", "rate_limit_error")
             return busy._replace(headers=(("Retry-After", "2"),))
@@ -113,9 +113,9 @@ def _usage(tokens: tuple[int, int]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _error(status: int, message: str, type: str) -> Refusal:
+def _error(status: int, message: str, type: str) -> Reply:
     body = {"error": {"message": message, "type": type, "param": None, "code": status}}
-    return Refusal(status, json.dumps(body).encode())
+    return Reply(status, json.dumps(body).encode())
 
 
 def _models() -> bytes:
