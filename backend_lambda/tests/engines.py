@@ -22,10 +22,30 @@ PROMPT = "Say «λλM 🦊» and\nnothing else."
 
 
 class Running(NamedTuple):
-    """A provider, and the fake behind it, where there is one."""
+    """A provider, and the fake behind it; an engine in this process has none and counts what it has `said` instead."""
 
     provider: Provider
     fake: FakeEngine | None
+    said: Callable[[], int] = lambda: 0
+
+
+class CountingEngine:
+    """llama.cpp, whose chunks are counted."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.chunks = 0
+
+    def handle_chat_completions(self, body: dict[str, Any], take: Any) -> Any:
+        def counted(chunk: Any) -> Any:
+            self.chunks += 1
+            return take(chunk)
+
+        return self._server.handle_chat_completions(body, counted)
+
+
+MOST = 2000
+"""Chunks: far fewer than an endless answer has, and more than an engine may be ahead of its reader."""
 
 
 class Engine(NamedTuple):
@@ -87,8 +107,9 @@ def _scripted(**config: Any) -> Iterator[Running]:
 @contextlib.contextmanager
 def _llamacpp(**config: Any) -> Iterator[Running]:
     provider = llamacpp.make(llamacpp.Config(**config), 1)
+    engine = provider._server = CountingEngine(provider._server)
     try:
-        yield Running(provider, None)
+        yield Running(provider, None, lambda: engine.chunks)
     finally:
         provider.close()
 

@@ -195,40 +195,6 @@ def test_a_closed_stream_stops_the_engine(provider: LlamaCppProvider, events: in
         stream.close()
 
 
-class _Counting:
-    """The engine, whose chunks are counted."""
-
-    def __init__(self, server: Any) -> None:
-        self._server = server
-        self.chunks = 0
-
-    def handle_chat_completions(self, body: dict[str, Any], take: Any) -> Any:
-        def counted(chunk: Any) -> Any:
-            self.chunks += 1
-            return take(chunk)
-
-        return self._server.handle_chat_completions(body, counted)
-
-
-@pytest.mark.parametrize("way", ["closed", "cancelled"])
-def test_an_engine_that_is_stopped_says_no_more(way: str) -> None:
-    long = 4096
-    alone = LlamaCppProvider(LlamaCppConfig(context_tokens=long), 1)
-    engine = alone._server = _Counting(alone._server)
-    call = new_call()
-    stream = alone.stream(ChatRequest(prompt="a a a a a a a a", frequency_penalty=-2.0, max_tokens=long), call)
-    next(stream)
-    next(stream)
-    if way == "closed":
-        stream.close()
-    else:
-        call.cancel("enough")
-        with pytest.raises(LlmError):
-            list(stream)
-    alone.close()
-    assert engine.chunks < long / 4  # it may be some 256 ahead of its reader
-
-
 def test_a_slow_reader_gets_every_word(provider: LlamaCppProvider) -> None:
     quick = ask(provider, prompt="Who are you?", max_tokens=48)
     stream = provider.stream(ChatRequest(prompt="Who are you?", max_tokens=48), new_call())
