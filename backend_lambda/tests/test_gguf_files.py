@@ -16,7 +16,8 @@ import pytest
 from backend_lambda.gguf_files import BUILTIN_FILE, HubFile, download, hub_file, locate
 from lambdalm.errors import Code, LlmError
 from lambdalm.testing.chain import free_ports
-from lambdalm.testing.fake_hub import COMMIT, Asked, FakeHub
+from lambdalm.testing.fake_http import Asked
+from lambdalm.testing.fake_hub import COMMIT, FakeHub, first_byte
 
 from .conftest import WAIT, running_backend
 
@@ -39,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(root: Path) -> Iterator[FakeHub]:
-    with FakeHub(root).running() as running:
+    with FakeHub(root) as running:
         yield running
 
 
@@ -98,9 +99,9 @@ def test_a_revision_is_asked_for_by_its_name(hub: FakeHub, command: Command) -> 
 def test_a_download_that_breaks_off_goes_on_where_it_was(root: Path, command: Command) -> None:
     pieces = [bytes([number]) * PIECE for number in range(3)]
     (root / REPO / "large.gguf").write_bytes(b"".join(pieces))
-    with FakeHub(root, cut_after=2 * PIECE - 1).running() as hub:
+    with FakeHub(root, cut_after=2 * PIECE - 1) as hub:
         ran = command(hub.url, "download", f"hf://{REPO}/large.gguf")
-    assert [asked.first for asked in gets(hub)] == [0, PIECE]
+    assert [first_byte(asked) for asked in gets(hub)] == [0, PIECE]
     assert Path(ran.stdout.rstrip()).read_bytes() == b"".join(pieces)
 
 
@@ -143,7 +144,7 @@ def test_what_the_hub_does_not_have_is_named_with_the_other_ways(
 
 
 def test_without_the_hub_the_file_that_was_downloaded_is_good_enough(root: Path, command: Command) -> None:
-    with FakeHub(root).running() as hub:
+    with FakeHub(root) as hub:
         before = command(hub.url, "download", URL)
     after = command(hub.url, "download", URL)
     assert after.stdout == before.stdout
@@ -162,7 +163,7 @@ def test_the_setting_offline_asks_nobody(hub: FakeHub, command: Command) -> None
 
 
 def test_a_repository_with_terms_wants_a_token_which_is_never_shown(root: Path, command: Command) -> None:
-    with FakeHub(root, token="hf_right").running() as hub:
+    with FakeHub(root, token="hf_right") as hub:
         assert "set HF_TOKEN" in failure(command(hub.url, "download", URL))
         refused = command(hub.url, "download", URL, HF_TOKEN="hf_wrong")
         assert "hf_wrong" not in failure(refused) + refused.stderr

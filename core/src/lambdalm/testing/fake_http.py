@@ -44,10 +44,13 @@ class Exchange:
         self.asked = asked
         self._handler = handler
 
-    def reply(self, answer: Reply) -> None:
-        """Send a whole answer."""
+    def reply(self, answer: Reply, cut_after: int | None = None) -> None:
+        """Send a whole answer; with `cut_after` the connection closes after so many bytes of it."""
         self._begin(answer.status, answer.content_type, [*answer.headers, ("Content-Length", str(len(answer.body)))])
-        self._handler.wfile.write(answer.body)
+        if self.asked.method != "HEAD":
+            self._handler.wfile.write(answer.body[:cut_after])
+        if cut_after is not None:
+            self.cut()
 
     def begin(self, content_type: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         """Start an answer that comes in chunks."""
@@ -154,7 +157,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             except ConnectionAbortedError:
                 self.close_connection = True
 
-        do_GET = do_POST = handle_one_exchange  # noqa: N815  # the names of http.server
+        do_GET = do_HEAD = do_POST = handle_one_exchange  # noqa: N815  # the names of http.server
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -16,123 +16,72 @@ import argparse
 import contextlib
 import hashlib
 import re
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
+
+from lambdalm.testing.fake_http import Asked, Exchange, FakeServer, Reply
 
 COMMIT = hashlib.sha1(b"the fake hub's only commit", usedforsecurity=False).hexdigest()
 _PATH = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<file>[\w./-]+)")
 _RANGE = re.compile(r"bytes=(\d+)-")
 
 
-class Asked(NamedTuple):
-    """A request as it came: `first` is the first byte that it wanted."""
-
-    method: str
-    path: str
-    first: int
-
-
-class Refusal(NamedTuple):
-    """An answer without a file."""
+class Missing(NamedTuple):
+    """Why there is no file; `code` is the hub's own word for it."""
 
     status: int
     code: str
-    """The hub's own word for it."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that breaks is nothing to report."""
-
-
-class FakeHub:
+class FakeHub(FakeServer):
     """A hub on a port of 127.0.0.1; 0 takes a free one."""
 
     def __init__(self, root: Path, port: int = 0, token: str | None = None, cut_after: int | None = None) -> None:
-        self.asked: list[Asked] = []
-        """All requests so far."""
+        super().__init__(port)
         self._root = root
         self._token = token
         self._cut_after = cut_after
-        self._server = _Server(("127.0.0.1", port), _handler(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[FakeHub]:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
+    def answer(self, exchange: Exchange) -> None:
+        asked = exchange.asked
+        found = self.find(asked.path, asked.headers.get("authorization"))
+        commit = ("X-Repo-Commit", COMMIT)
+        if isinstance(found, Missing):
+            why = (("X-Error-Code", found.code), ("X-Error-Message", found.code))
+            return exchange.reply(Reply(found.status, b"", headers=(commit, *why)))
+        headers = [commit, ("ETag", f'"{hashlib.sha256(found).hexdigest()}"'), ("Accept-Ranges", "bytes")]
+        wanted = _RANGE.fullmatch(asked.headers.get("range", ""))
+        first = first_byte(asked)
+        if wanted:
+            headers.append(("Content-Range", f"bytes {first}-{len(found) - 1}/{len(found)}"))
+        reply = Reply(206 if wanted else 200, found[first:], "application/octet-stream", tuple(headers))
+        return exchange.reply(reply, self._cut() if asked.method == "GET" else None)
 
-    def serve_forever(self) -> None:
-        self._server.serve_forever()
-
-    def find(self, path: str, token: str | None) -> bytes | Refusal:
+    def find(self, path: str, token: str | None) -> bytes | Missing:
         """The file at this path."""
         match = _PATH.fullmatch(unquote(path))
         if match is None or not (self._root / match["repo"]).is_dir():
-            return Refusal(404, "RepoNotFound")
+            return Missing(404, "RepoNotFound")
         if self._token is not None and token != f"Bearer {self._token}":
-            return Refusal(403, "GatedRepo")
+            return Missing(403, "GatedRepo")
         if match["revision"] not in ("main", COMMIT):
-            return Refusal(404, "RevisionNotFound")
+            return Missing(404, "RevisionNotFound")
         file = (self._root / match["repo"] / match["file"]).resolve()
         if not file.is_relative_to(self._root.resolve()) or not file.is_file():
-            return Refusal(404, "EntryNotFound")
+            return Missing(404, "EntryNotFound")
         return file.read_bytes()
 
-    def cut(self) -> int | None:
-        """After how many bytes the next answer breaks off."""
+    def _cut(self) -> int | None:
+        """After how many bytes this answer breaks off."""
         after, self._cut_after = self._cut_after, None
         return after
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self) -> None:
-            wanted = _RANGE.fullmatch(self.headers.get("Range", ""))
-            first = int(wanted[1]) if wanted else 0
-            hub.asked.append(Asked(self.command, self.path, first))
-            found = hub.find(self.path, self.headers.get("Authorization"))
-            if isinstance(found, Refusal):
-                self.head(found.status, 0, {"X-Error-Code": found.code, "X-Error-Message": found.code})
-                return
-            headers = {"ETag": f'"{hashlib.sha256(found).hexdigest()}"', "Accept-Ranges": "bytes"}
-            if wanted:
-                headers["Content-Range"] = f"bytes {first}-{len(found) - 1}/{len(found)}"
-            self.head(206 if wanted else 200, len(found) - first, headers)
-            if self.command == "GET":
-                self.body(found[first:])
-
-        def head(self, status: int, length: int, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(length))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def body(self, data: bytes) -> None:
-            after = hub.cut()
-            self.wfile.write(data[:after])
-            self.close_connection = after is not None
-
-        do_GET = do_HEAD = answer  # noqa: N815  # the names of http.server
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+def first_byte(asked: Asked) -> int:
+    """The first one that a request wants."""
+    wanted = _RANGE.fullmatch(asked.headers.get("range", ""))
+    return int(wanted[1]) if wanted else 0
 
 
 def main() -> None:

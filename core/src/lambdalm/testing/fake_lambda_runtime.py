@@ -19,8 +19,9 @@ import queue
 import threading
 import time
 import uuid
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from lambdalm.testing.fake_http import Exchange, FakeServer, Reply
 
 _API = "/2018-06-01/runtime"
 _INVOKE = "/2015-03-31/functions/function/invocations"
@@ -45,33 +46,50 @@ class _Invocation(NamedTuple):
     result: queue.Queue[Result]
 
 
-class FakeLambdaRuntime:
+class FakeLambdaRuntime(FakeServer):
     """The runtime API on a port of 127.0.0.1; 0 takes a free one. Use it as a context manager."""
 
     def __init__(self, port: int = 0) -> None:
+        super().__init__(port)
         self.init_errors: queue.Queue[bytes] = queue.Queue()
         """What a function said that could not be loaded."""
         self._next: queue.Queue[_Invocation | None] = queue.Queue()
         self._running: dict[str, _Invocation] = {}
         self._one_at_a_time = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"runtime": self}))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="lambda-runtime", daemon=True)
 
     @property
     def address(self) -> str:
         """The value of AWS_LAMBDA_RUNTIME_API."""
-        return f"127.0.0.1:{self._server.server_address[1]}"
+        return self.url.removeprefix("http://")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._next.put(None)
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__(*failure)
+
+    def answer(self, exchange: Exchange) -> None:
+        method, path, headers, body = exchange.asked
+        if (method, path) == ("GET", f"{_API}/invocation/next"):
+            self._offer(exchange)
+        elif path == _INVOKE:
+            exchange.reply(Reply(200, self.invoke_bytes(body, float(headers.get("x-seconds", "30"))).payload))
+        elif path == f"{_API}/init/error":
+            self.init_errors.put(body)
+            exchange.reply(Reply(202, b"{}"))
+        else:
+            invocation, _, kind = path.removeprefix(f"{_API}/invocation/").partition("/")
+            known = method == "POST" and kind in ("response", "error")
+            exchange.reply(Reply(self.give(invocation, Result(kind, body)) if known else 404, b"{}"))
+
+    def _offer(self, exchange: Exchange) -> None:
+        invocation = self.take()
+        if invocation is None:
+            exchange.cut()  # whoever asked has ended, or will
+        headers = (
+            ("Lambda-Runtime-Aws-Request-Id", invocation.id),
+            ("Lambda-Runtime-Deadline-Ms", str(round((time.time() + invocation.seconds) * 1000))),
+            ("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:123456789012:function:function"),
+        )
+        exchange.reply(Reply(200, invocation.event, headers=headers))
 
     def invoke(self, event: Any, seconds: float = 30) -> Result:
         """Run the function on an event, with so much time; raises queue.Empty when nothing comes in a minute."""
@@ -102,49 +120,6 @@ class FakeLambdaRuntime:
             return 413
         invocation.result.put(result)
         return 202
-
-
-class _Handler(BaseHTTPRequestHandler):
-    runtime: FakeLambdaRuntime
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:  # http.server's name
-        if self.path != f"{_API}/invocation/next":
-            return self._answer(404)
-        invocation = self.runtime.take()
-        if invocation is None:
-            self.close_connection = True  # whoever asked has ended, or will
-            return None
-        deadline = round((time.time() + invocation.seconds) * 1000)
-        headers = {
-            "Lambda-Runtime-Aws-Request-Id": invocation.id,
-            "Lambda-Runtime-Deadline-Ms": str(deadline),
-            "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:123456789012:function:function",
-        }
-        return self._answer(200, invocation.event, headers)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        if self.path == _INVOKE:
-            result = self.runtime.invoke_bytes(body, float(self.headers.get("X-Seconds", "30")))
-            return self._answer(200, result.payload)
-        if self.path == f"{_API}/init/error":
-            self.runtime.init_errors.put(body)
-            return self._answer(202)
-        invocation, _, kind = self.path.removeprefix(f"{_API}/invocation/").partition("/")
-        status = self.runtime.give(invocation, Result(kind, body)) if kind in ("response", "error") else 404
-        return self._answer(status)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _answer(self, status: int, body: bytes = b"{}", headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def main() -> None:
