@@ -12,8 +12,9 @@ import click
 
 from backend_lambda import gguf_files
 from backend_lambda.config import Config
-from backend_lambda.providers import ollama
 from backend_lambda.providers.base import Provider
+from backend_lambda.providers.ollama import PullProgress
+from backend_lambda.providers.table import PROVIDERS
 from backend_lambda.tryout import check, table, try_out
 from lambdalm.call import Call, request_id
 from lambdalm.chat import invalid
@@ -56,15 +57,16 @@ def models(config: Config) -> str:
 
 def pull(config: Config, model: str) -> str:
     """Let Ollama get a model, with a bar for each of its layers."""
-    if config.provider.kind != ollama.NAME:
+    kind = config.provider.kind
+    steps_of = getattr(PROVIDERS[kind], "pull", None)  # of the table, so that no engine is loaded only to refuse
+    if steps_of is None:
         raise LlmError(
             Code.FAILED_PRECONDITION,
-            f"pull is Ollama's, and the provider is {config.provider.kind}: use --provider ollama, or `backend-lambda "
+            f"pull is Ollama's, and the provider is {kind}: use --provider ollama, or `backend-lambda "
             "download hf://owner/repo/file.gguf` for llamacpp; other engines get their models themselves",
         )
-    provider = ollama.make(getattr(config.provider, ollama.NAME), config.provider.slots)
     call = Call(request_id(None), _PULL_SECONDS, HopClock("backend"))
-    with contextlib.closing(provider.pull(model, call)) as steps:
+    with contextlib.closing(steps_of(getattr(config.provider, kind), model, call)) as steps:
         show_progress(steps, sys.stderr)
     return model
 
@@ -77,7 +79,7 @@ def download(config: Config, url: str) -> str:
     return str(gguf_files.download(wanted, bar=sys.stderr.isatty()))
 
 
-def show_progress(steps: Iterable[ollama.PullProgress], out: TextIO) -> None:
+def show_progress(steps: Iterable[PullProgress], out: TextIO) -> None:
     """A line for each step; one that downloads a layer is a bar, on a terminal."""
     for (digest, status), same in itertools.groupby(steps, key=lambda step: (step.digest, step.status)):
         if digest is None:

@@ -59,6 +59,11 @@ def make(config: Config, slots: int) -> OllamaProvider:
     return OllamaProvider(config)
 
 
+def pull(config: Config, model: str, call: Call) -> Generator[PullProgress, None, None]:
+    """Let the engine get a model: what `backend-lambda pull` does where a provider's module has it."""
+    return OllamaProvider(config).pull(model, call)
+
+
 class OllamaProvider:
     """One Ollama server, any of its models."""
 

@@ -6,6 +6,8 @@ A provider's module has
     Config                that section, a frozen msgspec Struct that has a default for every key
     make(config, slots)   the provider; raises LlmError(FAILED_PRECONDITION) where it cannot start
 
+    pull(config, model, call)   only where the engine can be told to get a model: its progress, step by step
+
 and imports its engine's library in `make` or later, never at its top: all of these modules are imported always.
 """
 
