@@ -60,7 +60,7 @@ tool_call_deltas = st.builds(
 deltas: st.SearchStrategy[StreamEvent] = st.one_of(
     st.builds(TextDelta, texts), st.builds(ReasoningDelta, texts), tool_call_deltas
 )
-started = st.builds(Started, id=texts, model=texts)
+started = st.builds(Started, id=texts, model=texts, session_id=st.none() | names)
 usages = st.builds(Usage, prompt_tokens=counts, completion_tokens=counts)
 finished = st.builds(
     Finished,
@@ -109,6 +109,7 @@ def _decimals(low: int, high: int) -> st.SearchStrategy[float | None]:
 def requests(draw: st.DrawFn) -> ChatRequest:
     """Any request that is valid."""
     whole = draw(st.booleans())
+    session_id = None if whole else draw(st.none() | names)
     return ChatRequest(
         prompt=None if whole else draw(texts.filter(lambda text: bool(text.strip()))),
         messages=draw(_messages) if whole else None,
@@ -120,5 +121,8 @@ def requests(draw: st.DrawFn) -> ChatRequest:
         frequency_penalty=draw(_decimals(-2, 2)),
         stop=draw(_stops),
         seed=draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
-        session_id=None if whole else draw(st.none() | names),
+        system=None if whole else draw(st.none() | texts.filter(bool)),
+        session_id=session_id,
+        memory=draw(st.sampled_from([None, "on"] if session_id else [None, "on", "off"])),
+        on_disconnect=draw(st.sampled_from([None, "cancel", "drain"])),
     )

@@ -63,6 +63,10 @@ def test_any_request_survives_query_json(request: ChatRequest, stream: bool) -> 
         ('"model":"' + "x" * 257 + '"', "model"),
         ('"session_id":""', "session_id"),
         ('"session_id":7', "session_id"),
+        ('"session_id":"s","memory":"off"', "session_id"),
+        ('"memory":"no"', "memory"),
+        ('"on_disconnect":"stay"', "on_disconnect"),
+        ('"system":""', "system"),
         ('"stream":"yes"', "stream"),
         ('"stream":1', "stream"),
         ('"messages":{}', "messages"),
@@ -104,6 +108,7 @@ def test_an_unknown_field_is_refused_by_its_name(field: str) -> None:
         (b'{"messages":[]}', "messages"),
         (b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}', "messages"),
         (b'{"messages":[{"role":"user","content":"x"}],"session_id":"s"}', "messages"),
+        (b'{"messages":[{"role":"user","content":"x"}],"system":"s"}', "system"),
     ],
 )
 def test_either_a_prompt_or_a_conversation_must_be_given(body: bytes, field: str) -> None:
@@ -202,6 +207,7 @@ def test_what_is_not_given_is_none() -> None:
 
 def test_a_prompt_is_a_conversation_of_one_message() -> None:
     assert ChatRequest(prompt="x").conversation() == (Message("user", "x"),)
+    assert ChatRequest(prompt="x", system="s").conversation() == (Message("system", "s"), Message("user", "x"))
     turns = (Message("system", "s"), Message("user", "u"))
     assert ChatRequest(messages=turns).conversation() == turns
 

@@ -52,6 +52,11 @@ def test_an_internal_error_of_this_hop_is_a_500() -> None:
     assert http_status(LlmError(Code.INTERNAL, "x"), "edge") == 500
 
 
+def test_a_full_store_is_not_the_callers_doing() -> None:
+    assert http_status(LlmError(Code.RESOURCE_EXHAUSTED, "x", origin="store"), "edge") == 503
+    assert http_status(LlmError(Code.RESOURCE_EXHAUSTED, "x", origin="proxy"), "edge") == 429
+
+
 def test_an_internal_error_of_another_hop_is_a_bad_gateway() -> None:
     assert http_status(LlmError(Code.INTERNAL, "x", origin="backend"), "edge") == 502
 

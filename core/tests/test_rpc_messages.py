@@ -103,6 +103,8 @@ def test_a_bad_parameter_is_refused_by_its_name(parameters: dict[str, Any], fiel
         ({"messages": [pb.ChatMessage(content="x")]}, "messages[0].role"),
         ({"prompt": "x", "model": "x" * 257}, "model"),
         ({"prompt": "x", "session_id": "x" * 257}, "session_id"),
+        ({"prompt": "x", "memory": 7}, "memory"),
+        ({"prompt": "x", "on_disconnect": 7}, "on_disconnect"),
     ],
 )
 def test_a_bad_field_is_refused_by_its_name(fields: dict[str, Any], field: str) -> None:

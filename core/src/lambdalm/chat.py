@@ -16,6 +16,8 @@ from msgspec import Meta
 from lambdalm.errors import Code, LlmError
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+Memory = Literal["on", "off"]
+OnDisconnect = Literal["cancel", "drain"]
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -24,6 +26,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+System = Annotated[str, Meta(min_length=1)]
 
 _MAX_STOPS = 16
 
@@ -38,7 +41,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A prompt or a conversation, and how to answer it. `None` leaves a choice to the engine.
 
-    `max_tokens` counts the answer's tokens; `temperature` is 0 to 2, `top_p` 0 to 1, the penalties −2 to 2.
+    `max_tokens` counts the answer's tokens; `temperature` is 0 to 2, `top_p` 0 to 1, the penalties −2 to 2. `system` goes
+    before a prompt. `session_id`, `memory` and `on_disconnect` are for the gRPC proxy, the hop that remembers.
     """
 
     prompt: str | None = None
@@ -51,13 +55,17 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     frequency_penalty: Penalty | None = None
     stop: tuple[StopText, ...] = ()
     seed: Seed | None = None
+    system: System | None = None
     session_id: Name | None = None
+    memory: Memory | None = None
+    on_disconnect: OnDisconnect | None = None
 
     def conversation(self) -> tuple[Message, ...]:
-        """The messages to answer; a prompt is one message of the user's."""
+        """The messages to answer; a prompt is one message of the user's, after that of the system if there is one."""
         if self.messages is not None:
             return self.messages
-        return (Message("user", self.prompt or ""),)
+        user = Message("user", self.prompt or "")
+        return (user,) if self.system is None else (Message("system", self.system), user)
 
 
 def validate(request: ChatRequest) -> ChatRequest:
@@ -72,6 +80,10 @@ def validate(request: ChatRequest) -> ChatRequest:
         raise invalid("messages", "must not be empty")
     if request.messages is not None and request.session_id is not None:
         raise invalid("messages", "is a whole conversation and does not go with session_id: send a prompt")
+    if request.messages is not None and request.system is not None:
+        raise invalid("system", "does not go with messages: put it among them")
+    if request.memory == "off" and request.session_id is not None:
+        raise invalid("session_id", "does not go with memory: off")
     if len(request.stop) > _MAX_STOPS:
         raise invalid("stop", f"at most {_MAX_STOPS} texts")
     return request
@@ -99,7 +111,10 @@ class QueryBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     frequency_penalty: Penalty | None = None
     stop: StopText | tuple[StopText, ...] | None = None
     seed: Seed | None = None
+    system: System | None = None
     session_id: Name | None = None
+    memory: Memory | None = None
+    on_disconnect: OnDisconnect | None = None
     stream: bool = False
 
     def request(self) -> ChatRequest:
@@ -119,7 +134,10 @@ class QueryBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
                 frequency_penalty=self.frequency_penalty,
                 stop=stop,
                 seed=self.seed,
+                system=self.system,
                 session_id=self.session_id,
+                memory=self.memory,
+                on_disconnect=self.on_disconnect,
             )
         )
 

@@ -87,6 +87,9 @@ _FROM_HTTP: dict[int, Code] = {
 }
 
 
+STORE = "store"
+"""The origin of errors of what keeps sessions and quotas."""
+
 # Characters: as a gRPC status it goes percent-encoded into metadata, which may have 8 KiB in all.
 _MAX_MESSAGE = 400
 
@@ -147,8 +150,11 @@ class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
 def http_status(error: LlmError, here: str) -> int:
     """The HTTP status with which the hop `here` answers `error`.
 
-    An INTERNAL error of this hop is a 500; one that came from behind it is a 502 (bad gateway).
+    An INTERNAL error of this hop is a 500; one that came from behind it is a 502 (bad gateway). Where the store has no
+    room it is a 503: a 429 would tell the caller to send less.
     """
+    if error.code is Code.RESOURCE_EXHAUSTED and error.origin == STORE:
+        return TABLE[Code.UNAVAILABLE].http
     if error.code is Code.INTERNAL and error.origin not in (None, here):
         return 502
     return TABLE[error.code].http

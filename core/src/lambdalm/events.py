@@ -35,10 +35,14 @@ class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
 
 
 class Started(_Event, frozen=True, tag="started"):
-    """The answer begins. `id` is the request's id, `model` the model that really answers."""
+    """The answer begins. `id` is the request's id, `model` the model that really answers.
+
+    `session_id` names the session that the answer is a turn of, where one remembers it.
+    """
 
     id: str
     model: str
+    session_id: str | None = None
 
 
 class ReasoningDelta(_Event, frozen=True, tag="reasoning_delta"):
@@ -114,6 +118,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Tokens | None = None
     timings: Timings = {}
+    session_id: str | None = None
 
 
 class StreamContract:
@@ -212,6 +217,7 @@ class Collector:
             tool_calls=tuple(self._tools[index] for index in sorted(self._tools)),
             usage=self._finished.usage,
             timings=self._finished.timings,
+            session_id=self._started.session_id,
         )
 
 

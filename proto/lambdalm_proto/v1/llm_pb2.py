@@ -22,55 +22,92 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blambdalm_proto/v1/llm.proto\x12\x0blambdalm.v1\"I\n\x0fLlmQueryRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\" \n\x10LlmQueryResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xb6\x03\n\nLLMRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x36\n\nparameters\x18\x02 \x01(\x0b\x32\".lambdalm.v1.LLMRequest.Parameters\x12*\n\x08messages\x18\x03 \x03(\x0b\x32\x18.lambdalm.v1.ChatMessage\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x1a\x90\x02\n\nParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xf2\x01\n\x0bLLMResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\treasoning\x18\x04 \x01(\t\x12)\n\ntool_calls\x18\x05 \x03(\x0b\x32\x15.lambdalm.v1.ToolCall\x12\x30\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x19.lambdalm.v1.FinishReason\x12!\n\x05usage\x18\x07 \x01(\x0b\x32\x12.lambdalm.v1.Usage\x12\'\n\x07timings\x18\x08 \x03(\x0b\x32\x16.lambdalm.v1.HopTiming\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xdc\x02\n\x0eLLMStreamEvent\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.lambdalm.v1.StartedH\x00\x12\x36\n\x0freasoning_delta\x18\x02 \x01(\x0b\x32\x1b.lambdalm.v1.ReasoningDeltaH\x00\x12,\n\ntext_delta\x18\x03 \x01(\x0b\x32\x16.lambdalm.v1.TextDeltaH\x00\x12\x35\n\x0ftool_call_delta\x18\x04 \x01(\x0b\x32\x1a.lambdalm.v1.ToolCallDeltaH\x00\x12+\n\theartbeat\x18\x05 \x01(\x0b\x32\x16.lambdalm.v1.HeartbeatH\x00\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x12.lambdalm.v1.UsageH\x00\x12)\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x15.lambdalm.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"$\n\x07Started\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"e\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\targuments\x18\x04 \x01(\tB\x05\n\x03_idB\x07\n\x05_name\"\x0b\n\tHeartbeat\"k\n\x05Usage\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x10\n\x0e_prompt_tokensB\x14\n\x12_completion_tokens\"\x81\x01\n\x08\x46inished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.lambdalm.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.lambdalm.v1.Usage\x12\'\n\x07timings\x18\x03 \x03(\x0b\x32\x16.lambdalm.v1.HopTiming\"\xcc\x01\n\tHopTiming\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\x12\x15\n\x08queue_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66irst_token_ms\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rgeneration_ms\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06own_ms\x18\x06 \x01(\x01H\x03\x88\x01\x01\x42\x0b\n\t_queue_msB\x11\n\x0f_first_token_msB\x10\n\x0e_generation_msB\t\n\x07_own_ms\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.lambdalm.v1.Model\"U\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1b\n\x0e\x63ontext_window\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_context_window*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xb1\x02\n\nLlmService\x12K\n\x0cgenerateText\x12\x1c.lambdalm.v1.LlmQueryRequest\x1a\x1d.lambdalm.v1.LlmQueryResponse\x12=\n\x08Generate\x12\x17.lambdalm.v1.LLMRequest\x1a\x18.lambdalm.v1.LLMResponse\x12H\n\x0eGenerateStream\x12\x17.lambdalm.v1.LLMRequest\x1a\x1b.lambdalm.v1.LLMStreamEvent0\x01\x12M\n\nListModels\x12\x1e.lambdalm.v1.ListModelsRequest\x1a\x1f.lambdalm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blambdalm_proto/v1/llm.proto\x12\x0blambdalm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n\x0fLlmQueryRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\" \n\x10LlmQueryResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x9d\x04\n\nLLMRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x36\n\nparameters\x18\x02 \x01(\x0b\x32\".lambdalm.v1.LLMRequest.Parameters\x12*\n\x08messages\x18\x03 \x03(\x0b\x32\x18.lambdalm.v1.ChatMessage\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12#\n\x06memory\x18\x06 \x01(\x0e\x32\x13.lambdalm.v1.Memory\x12\x30\n\ron_disconnect\x18\x07 \x01(\x0e\x32\x19.lambdalm.v1.OnDisconnect\x12\x0e\n\x06system\x18\x08 \x01(\t\x1a\x90\x02\n\nParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x86\x02\n\x0bLLMResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\treasoning\x18\x04 \x01(\t\x12)\n\ntool_calls\x18\x05 \x03(\x0b\x32\x15.lambdalm.v1.ToolCall\x12\x30\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x19.lambdalm.v1.FinishReason\x12!\n\x05usage\x18\x07 \x01(\x0b\x32\x12.lambdalm.v1.Usage\x12\'\n\x07timings\x18\x08 \x03(\x0b\x32\x16.lambdalm.v1.HopTiming\x12\x12\n\nsession_id\x18\t \x01(\t\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xdc\x02\n\x0eLLMStreamEvent\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.lambdalm.v1.StartedH\x00\x12\x36\n\x0freasoning_delta\x18\x02 \x01(\x0b\x32\x1b.lambdalm.v1.ReasoningDeltaH\x00\x12,\n\ntext_delta\x18\x03 \x01(\x0b\x32\x16.lambdalm.v1.TextDeltaH\x00\x12\x35\n\x0ftool_call_delta\x18\x04 \x01(\x0b\x32\x1a.lambdalm.v1.ToolCallDeltaH\x00\x12+\n\theartbeat\x18\x05 \x01(\x0b\x32\x16.lambdalm.v1.HeartbeatH\x00\x12#\n\x05usage\x18\x06 \x01(\x0b\x32\x12.lambdalm.v1.UsageH\x00\x12)\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x15.lambdalm.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"8\n\x07Started\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"\x1e\n\x0eReasoningDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"e\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\targuments\x18\x04 \x01(\tB\x05\n\x03_idB\x07\n\x05_name\"\x0b\n\tHeartbeat\"k\n\x05Usage\x12\x1a\n\rprompt_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x42\x10\n\x0e_prompt_tokensB\x14\n\x12_completion_tokens\"\x81\x01\n\x08\x46inished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.lambdalm.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.lambdalm.v1.Usage\x12\'\n\x07timings\x18\x03 \x03(\x0b\x32\x16.lambdalm.v1.HopTiming\"\xcc\x01\n\tHopTiming\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x10\n\x08total_ms\x18\x02 \x01(\x01\x12\x15\n\x08queue_ms\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66irst_token_ms\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rgeneration_ms\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x06own_ms\x18\x06 \x01(\x01H\x03\x88\x01\x01\x42\x0b\n\t_queue_msB\x11\n\x0f_first_token_msB\x10\n\x0e_generation_msB\t\n\x07_own_ms\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.lambdalm.v1.Model\"U\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x1b\n\x0e\x63ontext_window\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_context_window\"$\n\x13ListSessionsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\"E\n\x14ListSessionsResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.lambdalm.v1.SessionSummary\"\x96\x01\n\x0eSessionSummary\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_used\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05turns\x18\x04 \x01(\x05\x12\r\n\x05title\x18\x05 \x01(\t\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xa3\x01\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_used\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06system\x18\x04 \x01(\t\x12 \n\x05turns\x18\x05 \x03(\x0b\x32\x11.lambdalm.v1.Turn\"\xf0\x01\n\x04Turn\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.lambdalm.v1.TurnState\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12!\n\x05usage\x18\x06 \x01(\x0b\x32\x12.lambdalm.v1.Usage\x12+\n\x07\x63reated\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x19.lambdalm.v1.FinishReason\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x11\n\x0fGetChainRequest\"N\n\x10GetChainResponse\x12$\n\x04hops\x18\x01 \x03(\x0b\x32\x16.lambdalm.v1.HopStatus\x12\x14\n\x0c\x66irst_broken\x18\x02 \x01(\t\"B\n\tHopStatus\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\n\n\x02ok\x18\x03 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x11\n\x0fGetStatsRequest\"\xfb\x01\n\x10GetStatsResponse\x12\x14\n\x0c\x61\x63tive_calls\x18\x01 \x01(\x03\x12\x13\n\x0btotal_calls\x18\x02 \x01(\x03\x12\x10\n\x08sessions\x18\x03 \x01(\x03\x12\r\n\x05turns\x18\x04 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\x03\x12\x39\n\x06\x65rrors\x18\x06 \x03(\x0b\x32).lambdalm.v1.GetStatsResponse.ErrorsEntry\x12\x16\n\x0euptime_seconds\x18\x07 \x01(\x01\x1a-\n\x0b\x45rrorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*?\n\x06Memory\x12\x16\n\x12MEMORY_UNSPECIFIED\x10\x00\x12\r\n\tMEMORY_ON\x10\x01\x12\x0e\n\nMEMORY_OFF\x10\x02*`\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x01\x12\x17\n\x13ON_DISCONNECT_DRAIN\x10\x02*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04*\x89\x01\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATE_PENDING\x10\x01\x12\x17\n\x13TURN_STATE_COMPLETE\x10\x02\x12\x15\n\x11TURN_STATE_FAILED\x10\x03\x12\x18\n\x14TURN_STATE_CANCELLED\x10\x04\x32\xb4\x05\n\nLlmService\x12K\n\x0cgenerateText\x12\x1c.lambdalm.v1.LlmQueryRequest\x1a\x1d.lambdalm.v1.LlmQueryResponse\x12=\n\x08Generate\x12\x17.lambdalm.v1.LLMRequest\x1a\x18.lambdalm.v1.LLMResponse\x12H\n\x0eGenerateStream\x12\x17.lambdalm.v1.LLMRequest\x1a\x1b.lambdalm.v1.LLMStreamEvent0\x01\x12M\n\nListModels\x12\x1e.lambdalm.v1.ListModelsRequest\x1a\x1f.lambdalm.v1.ListModelsResponse\x12S\n\x0cListSessions\x12 .lambdalm.v1.ListSessionsRequest\x1a!.lambdalm.v1.ListSessionsResponse\x12\x42\n\nGetSession\x12\x1e.lambdalm.v1.GetSessionRequest\x1a\x14.lambdalm.v1.Session\x12V\n\rDeleteSession\x12!.lambdalm.v1.DeleteSessionRequest\x1a\".lambdalm.v1.DeleteSessionResponse\x12G\n\x08GetChain\x12\x1c.lambdalm.v1.GetChainRequest\x1a\x1d.lambdalm.v1.GetChainResponse\x12G\n\x08GetStats\x12\x1c.lambdalm.v1.GetStatsRequest\x1a\x1d.lambdalm.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lambdalm_proto.v1.llm_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2121
-  _globals['_FINISHREASON']._serialized_end=2280
-  _globals['_LLMQUERYREQUEST']._serialized_start=44
-  _globals['_LLMQUERYREQUEST']._serialized_end=117
-  _globals['_LLMQUERYRESPONSE']._serialized_start=119
-  _globals['_LLMQUERYRESPONSE']._serialized_end=151
-  _globals['_LLMREQUEST']._serialized_start=154
-  _globals['_LLMREQUEST']._serialized_end=592
-  _globals['_LLMREQUEST_PARAMETERS']._serialized_start=320
-  _globals['_LLMREQUEST_PARAMETERS']._serialized_end=592
-  _globals['_CHATMESSAGE']._serialized_start=594
-  _globals['_CHATMESSAGE']._serialized_end=638
-  _globals['_LLMRESPONSE']._serialized_start=641
-  _globals['_LLMRESPONSE']._serialized_end=883
-  _globals['_TOOLCALL']._serialized_start=885
-  _globals['_TOOLCALL']._serialized_end=940
-  _globals['_LLMSTREAMEVENT']._serialized_start=943
-  _globals['_LLMSTREAMEVENT']._serialized_end=1291
-  _globals['_STARTED']._serialized_start=1293
-  _globals['_STARTED']._serialized_end=1329
-  _globals['_REASONINGDELTA']._serialized_start=1331
-  _globals['_REASONINGDELTA']._serialized_end=1361
-  _globals['_TEXTDELTA']._serialized_start=1363
-  _globals['_TEXTDELTA']._serialized_end=1388
-  _globals['_TOOLCALLDELTA']._serialized_start=1390
-  _globals['_TOOLCALLDELTA']._serialized_end=1491
-  _globals['_HEARTBEAT']._serialized_start=1493
-  _globals['_HEARTBEAT']._serialized_end=1504
-  _globals['_USAGE']._serialized_start=1506
-  _globals['_USAGE']._serialized_end=1613
-  _globals['_FINISHED']._serialized_start=1616
-  _globals['_FINISHED']._serialized_end=1745
-  _globals['_HOPTIMING']._serialized_start=1748
-  _globals['_HOPTIMING']._serialized_end=1952
-  _globals['_LISTMODELSREQUEST']._serialized_start=1954
-  _globals['_LISTMODELSREQUEST']._serialized_end=1973
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1975
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2031
-  _globals['_MODEL']._serialized_start=2033
-  _globals['_MODEL']._serialized_end=2118
-  _globals['_LLMSERVICE']._serialized_start=2283
-  _globals['_LLMSERVICE']._serialized_end=2588
+  _globals['_GETSTATSRESPONSE_ERRORSENTRY']._loaded_options = None
+  _globals['_GETSTATSRESPONSE_ERRORSENTRY']._serialized_options = b'8\001'
+  _globals['_MEMORY']._serialized_start=3517
+  _globals['_MEMORY']._serialized_end=3580
+  _globals['_ONDISCONNECT']._serialized_start=3582
+  _globals['_ONDISCONNECT']._serialized_end=3678
+  _globals['_FINISHREASON']._serialized_start=3681
+  _globals['_FINISHREASON']._serialized_end=3840
+  _globals['_TURNSTATE']._serialized_start=3843
+  _globals['_TURNSTATE']._serialized_end=3980
+  _globals['_LLMQUERYREQUEST']._serialized_start=77
+  _globals['_LLMQUERYREQUEST']._serialized_end=150
+  _globals['_LLMQUERYRESPONSE']._serialized_start=152
+  _globals['_LLMQUERYRESPONSE']._serialized_end=184
+  _globals['_LLMREQUEST']._serialized_start=187
+  _globals['_LLMREQUEST']._serialized_end=728
+  _globals['_LLMREQUEST_PARAMETERS']._serialized_start=456
+  _globals['_LLMREQUEST_PARAMETERS']._serialized_end=728
+  _globals['_CHATMESSAGE']._serialized_start=730
+  _globals['_CHATMESSAGE']._serialized_end=774
+  _globals['_LLMRESPONSE']._serialized_start=777
+  _globals['_LLMRESPONSE']._serialized_end=1039
+  _globals['_TOOLCALL']._serialized_start=1041
+  _globals['_TOOLCALL']._serialized_end=1096
+  _globals['_LLMSTREAMEVENT']._serialized_start=1099
+  _globals['_LLMSTREAMEVENT']._serialized_end=1447
+  _globals['_STARTED']._serialized_start=1449
+  _globals['_STARTED']._serialized_end=1505
+  _globals['_REASONINGDELTA']._serialized_start=1507
+  _globals['_REASONINGDELTA']._serialized_end=1537
+  _globals['_TEXTDELTA']._serialized_start=1539
+  _globals['_TEXTDELTA']._serialized_end=1564
+  _globals['_TOOLCALLDELTA']._serialized_start=1566
+  _globals['_TOOLCALLDELTA']._serialized_end=1667
+  _globals['_HEARTBEAT']._serialized_start=1669
+  _globals['_HEARTBEAT']._serialized_end=1680
+  _globals['_USAGE']._serialized_start=1682
+  _globals['_USAGE']._serialized_end=1789
+  _globals['_FINISHED']._serialized_start=1792
+  _globals['_FINISHED']._serialized_end=1921
+  _globals['_HOPTIMING']._serialized_start=1924
+  _globals['_HOPTIMING']._serialized_end=2128
+  _globals['_LISTMODELSREQUEST']._serialized_start=2130
+  _globals['_LISTMODELSREQUEST']._serialized_end=2149
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2151
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2207
+  _globals['_MODEL']._serialized_start=2209
+  _globals['_MODEL']._serialized_end=2294
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=2296
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=2332
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=2334
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=2403
+  _globals['_SESSIONSUMMARY']._serialized_start=2406
+  _globals['_SESSIONSUMMARY']._serialized_end=2556
+  _globals['_GETSESSIONREQUEST']._serialized_start=2558
+  _globals['_GETSESSIONREQUEST']._serialized_end=2597
+  _globals['_SESSION']._serialized_start=2600
+  _globals['_SESSION']._serialized_end=2763
+  _globals['_TURN']._serialized_start=2766
+  _globals['_TURN']._serialized_end=3006
+  _globals['_DELETESESSIONREQUEST']._serialized_start=3008
+  _globals['_DELETESESSIONREQUEST']._serialized_end=3050
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=3052
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=3075
+  _globals['_GETCHAINREQUEST']._serialized_start=3077
+  _globals['_GETCHAINREQUEST']._serialized_end=3094
+  _globals['_GETCHAINRESPONSE']._serialized_start=3096
+  _globals['_GETCHAINRESPONSE']._serialized_end=3174
+  _globals['_HOPSTATUS']._serialized_start=3176
+  _globals['_HOPSTATUS']._serialized_end=3242
+  _globals['_GETSTATSREQUEST']._serialized_start=3244
+  _globals['_GETSTATSREQUEST']._serialized_end=3261
+  _globals['_GETSTATSRESPONSE']._serialized_start=3264
+  _globals['_GETSTATSRESPONSE']._serialized_end=3515
+  _globals['_GETSTATSRESPONSE_ERRORSENTRY']._serialized_start=3470
+  _globals['_GETSTATSRESPONSE_ERRORSENTRY']._serialized_end=3515
+  _globals['_LLMSERVICE']._serialized_start=3983
+  _globals['_LLMSERVICE']._serialized_end=4675
 # @@protoc_insertion_point(module_scope)

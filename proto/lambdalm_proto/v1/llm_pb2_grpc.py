@@ -32,6 +32,11 @@ class LlmServiceStub:
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
     answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
     trailing metadata.
+
+    Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
+    `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
+    the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
+    `set-cookie`, in the initial and in the trailing metadata.
     """
 
     def __init__(self, channel):
@@ -60,6 +65,31 @@ class LlmServiceStub:
                 request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/lambdalm.v1.LlmService/ListSessions',
+                request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/lambdalm.v1.LlmService/GetSession',
+                request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.Session.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/lambdalm.v1.LlmService/DeleteSession',
+                request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.GetChain = channel.unary_unary(
+                '/lambdalm.v1.LlmService/GetChain',
+                request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetChainRequest.SerializeToString,
+                response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetChainResponse.FromString,
+                _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/lambdalm.v1.LlmService/GetStats',
+                request_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsResponse.FromString,
+                _registered_method=True)
 
 
 class LlmServiceServicer:
@@ -69,6 +99,11 @@ class LlmServiceServicer:
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
     answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
     trailing metadata.
+
+    Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
+    `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
+    the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
+    `set-cookie`, in the initial and in the trailing metadata.
     """
 
     def generateText(self, request, context):
@@ -99,6 +134,41 @@ class LlmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """The caller's sessions, the one used last first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSession(self, request, context):
+        """One session with its turns; NOT_FOUND for one that is not there, or not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Forget one session; NOT_FOUND as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChain(self, request, context):
+        """The chain from this server on, hop by hop, as it was seen last; asks nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStats(self, request, context):
+        """What this server has done since it started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LlmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -122,6 +192,31 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsRequest.FromString,
                     response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsResponse.SerializeToString,
             ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsRequest.FromString,
+                    response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetSessionRequest.FromString,
+                    response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.Session.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'GetChain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChain,
+                    request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetChainRequest.FromString,
+                    response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetChainResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsRequest.FromString,
+                    response_serializer=lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'lambdalm.v1.LlmService', rpc_method_handlers)
@@ -137,6 +232,11 @@ class LlmService:
     it is known when to come back, google.rpc.RetryInfo. Trailing metadata `server-timing` has every hop's time, in
     answers and errors alike. Metadata `x-request-id` is taken over, or made, and returned in the
     trailing metadata.
+
+    Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
+    `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
+    the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
+    `set-cookie`, in the initial and in the trailing metadata.
     """
 
     @staticmethod
@@ -237,6 +337,141 @@ class LlmService:
             '/lambdalm.v1.LlmService/ListModels',
             lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsRequest.SerializeToString,
             lambdalm__proto_dot_v1_dot_llm__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lambdalm.v1.LlmService/ListSessions',
+            lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsRequest.SerializeToString,
+            lambdalm__proto_dot_v1_dot_llm__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lambdalm.v1.LlmService/GetSession',
+            lambdalm__proto_dot_v1_dot_llm__pb2.GetSessionRequest.SerializeToString,
+            lambdalm__proto_dot_v1_dot_llm__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lambdalm.v1.LlmService/DeleteSession',
+            lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionRequest.SerializeToString,
+            lambdalm__proto_dot_v1_dot_llm__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lambdalm.v1.LlmService/GetChain',
+            lambdalm__proto_dot_v1_dot_llm__pb2.GetChainRequest.SerializeToString,
+            lambdalm__proto_dot_v1_dot_llm__pb2.GetChainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lambdalm.v1.LlmService/GetStats',
+            lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsRequest.SerializeToString,
+            lambdalm__proto_dot_v1_dot_llm__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,12 +6,12 @@ bits, so that 0.7 arrives as 0.699999988: parameters are rounded to seven signif
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from lambdalm.chat import ChatRequest, validate
+from lambdalm.chat import ChatRequest, Memory, OnDisconnect, invalid, validate
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import (
     Answer,
@@ -29,6 +29,8 @@ from lambdalm.events import (
 from lambdalm.timings import HopTiming, Timings
 from lambdalm_proto.v1 import llm_pb2 as pb
 
+_T = TypeVar("_T")
+
 _FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 _PARAMETERS = ("max_tokens", *_FLOATS, "seed")
 _SHARES = ("queue_ms", "first_token_ms", "generation_ms", "own_ms")
@@ -39,6 +41,18 @@ _REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
     FinishReason.CONTENT_FILTER: pb.FINISH_REASON_CONTENT_FILTER,
 }
+_MEMORY: dict[Memory | None, pb.Memory] = {
+    None: pb.MEMORY_UNSPECIFIED,
+    "on": pb.MEMORY_ON,
+    "off": pb.MEMORY_OFF,
+}
+_MEMORY_BACK = {int(number): memory for memory, number in _MEMORY.items()}
+_DISCONNECT: dict[OnDisconnect | None, pb.OnDisconnect] = {
+    None: pb.ON_DISCONNECT_UNSPECIFIED,
+    "cancel": pb.ON_DISCONNECT_CANCEL,
+    "drain": pb.ON_DISCONNECT_DRAIN,
+}
+_DISCONNECT_BACK = {int(number): policy for policy, number in _DISCONNECT.items()}
 _REASONS_BACK: dict[int, FinishReason] = {int(number): reason for reason, number in _REASONS.items()}
 
 
@@ -51,6 +65,9 @@ def request_to_proto(request: ChatRequest) -> pb.LLMRequest:
         messages=[pb.ChatMessage(role=turn.role, content=turn.content) for turn in request.messages or ()],
         model=request.model or "",
         session_id=request.session_id or "",
+        memory=_MEMORY[request.memory],
+        on_disconnect=_DISCONNECT[request.on_disconnect],
+        system=request.system or "",
     )
 
 
@@ -61,6 +78,9 @@ def request_from_proto(message: pb.LLMRequest) -> ChatRequest:
         "messages": [{"role": turn.role, "content": turn.content} for turn in message.messages] or None,
         "model": message.model or None,
         "session_id": message.session_id or None,
+        "memory": _known(_MEMORY_BACK, "memory", message.memory),
+        "on_disconnect": _known(_DISCONNECT_BACK, "on_disconnect", message.on_disconnect),
+        "system": message.system or None,
         "stop": list(message.parameters.stop),
     }
     for name in _PARAMETERS:
@@ -83,8 +103,8 @@ def event_to_proto(event: StreamEvent) -> pb.LLMStreamEvent:
             return pb.LLMStreamEvent(reasoning_delta=pb.ReasoningDelta(text=text))
         case Heartbeat():
             return pb.LLMStreamEvent(heartbeat=pb.Heartbeat())
-        case Started(id, model):
-            return pb.LLMStreamEvent(started=pb.Started(id=id, model=model))
+        case Started(id, model, session_id):
+            return pb.LLMStreamEvent(started=pb.Started(id=id, model=model, session_id=session_id or ""))
         case ToolCallDelta(index, id, name, arguments):
             delta = pb.ToolCallDelta(index=index, id=id, name=name, arguments=arguments)
             return pb.LLMStreamEvent(tool_call_delta=delta)
@@ -105,7 +125,7 @@ def event_from_proto(message: pb.LLMStreamEvent) -> StreamEvent:
         case "heartbeat":
             return Heartbeat()
         case "started":
-            return Started(message.started.id, message.started.model)
+            return Started(message.started.id, message.started.model, message.started.session_id or None)
         case "tool_call_delta":
             delta = message.tool_call_delta
             return ToolCallDelta(delta.index, _given(delta, "id"), _given(delta, "name"), delta.arguments)
@@ -131,7 +151,14 @@ def answer_to_proto(answer: Answer) -> pb.LLMResponse:
         finish_reason=_REASONS[answer.finish_reason],
         usage=_usage_to_proto(answer.usage),
         timings=_timings_to_proto(answer.timings),
+        session_id=answer.session_id or "",
     )
+
+
+def _known(table: Mapping[int, _T], field: str, number: int) -> _T:
+    if number not in table:
+        raise invalid(field, f"this version does not know the value {number}")
+    return table[number]
 
 
 def _usage_to_proto(usage: Tokens | None) -> pb.Usage | None:
