@@ -29,7 +29,8 @@ def test_the_answer_is_on_stdout_and_the_statistics_are_on_stderr(bedrest: Any, 
 def test_flags_reach_the_request(bedrest: Any, server: Any) -> None:
     server.whole("x")
     bedrest("ask", "--model", "big", "--max-tokens", "3", "--timeout", "9.5", "Where?")
-    assert server.asked[0].body == {"prompt": "Where?", "model": "big", "max_tokens": 3, "stream": True}
+    body = {"prompt": "Where?", "model": "big", "max_tokens": 3, "memory": "off", "stream": True}
+    assert server.asked[0].body == body
     assert server.asked[0].headers["x-request-timeout"] == "9.5"
 
 

@@ -26,6 +26,9 @@ def test_the_defaults_are_the_ones_agreed_on() -> None:
         max_tokens=256,
         timeout=120,
         model=None,
+        memory=None,
+        api_key=None,
+        api_key_file=None,
         prompts=(
             "Who are you?",
             "What is λλM?",
@@ -87,6 +90,57 @@ def test_a_file_without_prompts_is_refused(bedrest: Any, tmp_path: Path) -> None
     ran = bedrest("passive", "--config", str(file))
     assert ran.status == 2
     assert "prompts" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("said", "usually", "remembers"),
+    [
+        ("", True, True),
+        ("", False, False),
+        ("on", False, True),
+        ("off", True, False),
+        ("${BEDREST_MEMORY:-on}", False, True),
+        ("${BEDREST_MEMORY:-off}", True, False),
+    ],
+)
+def test_memory_is_as_the_file_says_or_as_the_mode_usually_does(
+    tmp_path: Path, said: str, usually: bool, remembers: bool
+) -> None:
+    file = tmp_path / "config.yaml"
+    text = DEFAULT_FILE.read_text(encoding="utf-8").replace("${BEDREST_MEMORY:-}", said)
+    file.write_text(text, encoding="utf-8")
+    assert load(Config, file, {}, environ={}).value.remembers(usually) is remembers
+
+
+def test_passive_remembers_when_it_is_told_to(bedrest: Any, server: Any) -> None:
+    server.whole("x")
+    bedrest("passive")
+    assert {asked.body.get("memory") for asked in server.asked} == {"off"}
+    del server.asked[:]
+    bedrest("passive", "--memory")
+    assert {asked.body.get("memory") for asked in server.asked} == {None}
+
+
+def test_the_key_is_masked(bedrest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEDREST_API_KEY", "canary-key")
+    ran = bedrest("config", "--show")
+    assert ran.status == 0
+    assert "api_key: ********" in ran.out
+    assert "canary" not in ran.out + ran.err
+
+
+def test_a_key_is_sent_from_a_file_and_a_file_that_is_not_there_is_status_2(
+    bedrest: Any, server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.whole("x")
+    file = tmp_path / "key"
+    monkeypatch.setenv("BEDREST_API_KEY_FILE", str(file))
+    ran = bedrest("ask", "Where?")
+    assert ran.status == 2
+    assert f"api_key_file: {file} cannot be read" in ran.err
+    file.write_text("canary-key\n", encoding="utf-8")
+    assert bedrest("ask", "Where?").status == 0
+    assert [asked.headers["authorization"] for asked in server.asked] == ["Bearer canary-key"]
 
 
 def test_an_ipv6_address_stands_in_brackets() -> None:

@@ -237,3 +237,42 @@ def test_reasoning_is_apart_from_the_text(server: Any, wire: Any) -> None:
     server.stream(wire.started(), wire.event(ReasoningDelta("hm")), wire.event(TextDelta("yes")), wire.end)
     answer = collect(ask(server).events())
     assert (answer.reasoning, answer.text) == ("hm", "yes")
+
+
+def test_cookies_come_back_with_the_next_question_until_they_are_forgotten(server: Any, wire: Any) -> None:
+    whole = wire.started("x") + wire.end
+    server.answer(200, "text/event-stream", whole, Set_Cookie="LlmServiceStickiness=s1; Path=/; Max-Age=900; HttpOnly")
+    edge = Edge(server.address, 10)
+    for _ in range(2):
+        collect(edge.ask(QUESTION).events())
+    edge.forget()
+    collect(edge.ask(QUESTION).events())
+    collect(Edge(server.address, 10).ask(QUESTION).events())
+    assert [asked.headers.get("cookie") for asked in server.asked] == [None, "LlmServiceStickiness=s1", None, None]
+
+
+def test_an_error_sets_cookies_too(server: Any, wire: Any) -> None:
+    server.answer(429, "application/json", b"{}", Set_Cookie="LlmServiceOwner=o1; Path=/")
+    server.whole("x")
+    edge = Edge(server.address, 10)
+    failure(edge.ask(QUESTION))
+    collect(edge.ask(QUESTION).events())
+    assert server.asked[1].headers["cookie"] == "LlmServiceOwner=o1"
+
+
+def test_a_key_goes_as_a_bearer_and_is_in_no_error(server: Any, wire: Any) -> None:
+    key = "canary-key-0123456789"
+    server.answer(401, "text/plain", f"I do not know {key}".encode())
+    server.stream(wire.started("x"), wire.error(Code.UNAUTHENTICATED, f"no {key} here"))
+    edge = Edge(server.address, 10, key=key)
+    for _ in range(2):
+        error = failure(edge.ask(QUESTION))
+        assert error.code is Code.UNAUTHENTICATED
+        assert "canary" not in error.message
+    assert {asked.headers["authorization"] for asked in server.asked} == {f"Bearer {key}"}
+
+
+def test_without_a_key_none_is_sent(server: Any) -> None:
+    server.whole("x")
+    list(ask(server).events())
+    assert "authorization" not in server.asked[0].headers

@@ -31,12 +31,17 @@ from lambdalm.config import load
 
 CTRL_C, CTRL_D, CTRL_R, ENTER, UP = "\x03", "\x04", "\x12", "\r", "\x1b[A"
 
+FORGOT = "[forgot]\n"
 
-def session(*keys: str, history: History | None = None) -> tuple[list[ChatRequest], str]:
-    """Type these keys, and leave; gives the requests that were asked, and what was noted."""
+
+def session(*keys: str, history: History | None = None, memory: bool | None = None) -> tuple[list[ChatRequest], str]:
+    """Type these keys, and leave; gives the requests that were asked, and what was noted (FORGOT among it)."""
     asked: list[ChatRequest] = []
     err = io.StringIO()
-    config = load(Config, DEFAULT_FILE, {}, environ={}).value
+    config = load(Config, DEFAULT_FILE, {"memory": memory}, environ={}).value
+
+    def forget() -> None:
+        err.write(FORGOT)
 
     def ask(request: ChatRequest) -> bool:
         asked.append(request)
@@ -46,7 +51,7 @@ def session(*keys: str, history: History | None = None) -> tuple[list[ChatReques
         prompts = reader(history or InMemoryHistory(), keyboard, DummyOutput())
         for key in (*keys, CTRL_D):
             keyboard.send_text(key)
-        Session(config, ask, prompts, Screen(io.StringIO(), err, {})).run()
+        Session(config, ask, forget, prompts, Screen(io.StringIO(), err, {})).run()
     return asked, err.getvalue()
 
 
@@ -56,6 +61,22 @@ def prompts_of(*keys: str, history: History | None = None) -> list[str | None]:
 
 def test_each_line_is_a_prompt() -> None:
     assert prompts_of("Who are you?", ENTER, "λ?", ENTER) == ["Who are you?", "λ?"]
+
+
+def test_prompts_are_turns_of_one_conversation_until_new() -> None:
+    asked, noted = session("one", ENTER, "/new", ENTER, "two", ENTER)
+    assert [(request.prompt, request.memory) for request in asked] == [("one", None), ("two", None)]
+    assert noted == f"{FORGOT}a new conversation\n"
+
+
+def test_without_memory_each_prompt_stands_alone() -> None:
+    asked, noted = session("one", ENTER, "/new", ENTER, memory=False)
+    assert [(request.prompt, request.memory) for request in asked] == [("one", "off")]
+    assert noted.endswith("memory is off: each prompt stands alone\n")
+
+
+def test_help_tells_how_to_start_anew() -> None:
+    assert "/new " in session("/help", ENTER)[1]
 
 
 def test_an_empty_line_asks_nothing() -> None:

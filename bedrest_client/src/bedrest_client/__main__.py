@@ -22,6 +22,7 @@ from bedrest_client.query import Edge
 from bedrest_client.screen import Screen
 from lambdalm.commands import Flag
 from lambdalm.config import ConfigError, Loaded, load, show
+from lambdalm.errors import LlmError
 
 _INTERRUPTED = 130
 
@@ -34,7 +35,7 @@ _FLAGS = (
 )
 
 
-_NAMES = [flag.name.replace("-", "_") for flag in _FLAGS]  # which are the keys, too
+_NAMES = [*(flag.name.replace("-", "_") for flag in _FLAGS), "memory"]  # which are the keys, too
 
 
 class _BadConfig(click.ClickException):
@@ -53,6 +54,8 @@ def _configured(command: Callable[..., int]) -> Callable[..., int]:
             raise _BadConfig(str(error)) from None
         return command(loaded, **given)
 
+    about = "whether prompts are turns of one conversation"
+    run = click.option("--memory/--no-memory", default=None, help=about)(run)
     for flag in reversed(_FLAGS):
         run = click.option(f"--{flag.name}", type=flag.type, help=flag.help)(run)
     kind = click.Path(dir_okay=False, path_type=Path)
@@ -62,7 +65,10 @@ def _configured(command: Callable[..., int]) -> Callable[..., int]:
 
 
 def _edge(value: Config) -> Edge:
-    return Edge(value.address, value.timeout)
+    try:
+        return Edge(value.address, value.timeout, key=value.key())
+    except LlmError as error:
+        raise _BadConfig(error.message) from None
 
 
 def _screen() -> Screen:
@@ -89,7 +95,7 @@ def _active(loaded: Loaded[Config]) -> int:
     edge, screen = _edge(loaded.value), _screen()
     screen.note(f"BedREST, asking {edge.address}; /help helps, Ctrl-D leaves")
     prompts = reader(open_history(os.environ), output=create_output(always_prefer_tty=True))
-    Session(loaded.value, lambda request: turn.stream(edge, request, screen), prompts, screen).run()
+    Session(loaded.value, lambda request: turn.stream(edge, request, screen), edge.forget, prompts, screen).run()
     return 0
 
 
@@ -98,8 +104,12 @@ def _active(loaded: Loaded[Config]) -> int:
 def _passive(loaded: Loaded[Config]) -> int:
     """Ask the prompts of the config, one after the other."""
     value, edge, screen = loaded.value, _edge(loaded.value), _screen()
-    answered = passive.run(value.prompts, lambda prompt: turn.stream(edge, value.request(prompt), screen), screen)
-    return 0 if answered else 1
+    remember = value.remembers(usually=False)
+
+    def ask(prompt: str) -> bool:
+        return turn.stream(edge, value.request(prompt, remember), screen)
+
+    return 0 if passive.run(value.prompts, ask, screen) else 1
 
 
 @cli.command("ask")
@@ -108,7 +118,8 @@ def _passive(loaded: Loaded[Config]) -> int:
 @_configured
 def _ask(loaded: Loaded[Config], prompt: str | None, as_json: bool) -> int:
     """Ask one PROMPT; `-`, or none in a pipe, reads it from stdin."""
-    request, edge, screen = loaded.value.request(_prompt(prompt)), _edge(loaded.value), _screen()
+    value, edge, screen = loaded.value, _edge(loaded.value), _screen()
+    request = value.request(_prompt(prompt), value.remembers(usually=False))
     if not as_json:
         return 0 if turn.stream(edge, request, screen) else 1
     answer = turn.whole(edge, request, screen)

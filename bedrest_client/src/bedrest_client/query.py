@@ -20,10 +20,12 @@ from collections.abc import Generator, Iterator
 import msgspec
 import requests
 import urllib3
+from requests.cookies import RequestsCookieJar
 
 from lambdalm import sse
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT
 from lambdalm.chat import ChatRequest, encode_query, validate
+from lambdalm.credentials import hidden
 from lambdalm.errors import Code, LlmError, code_of_http_status
 from lambdalm.events import Delta, StreamEvent
 from lambdalm.stream import ErrorAnswer, EventReader
@@ -41,16 +43,25 @@ _error_decoder = msgspec.json.Decoder(ErrorAnswer)
 
 
 class Edge:
-    """The RESTful proxy at `address` (host:port), asked with a time budget of `timeout` seconds."""
+    """The RESTful proxy at `address` (host:port), asked with a time budget of `timeout` seconds.
 
-    def __init__(self, address: str, timeout: float, grace: float = GRACE_SECONDS) -> None:
+    Its cookies, which name the conversation, are kept from one question to the next. `key` is the caller's API key.
+    """
+
+    def __init__(self, address: str, timeout: float, grace: float = GRACE_SECONDS, key: str | None = None) -> None:
         self.address = address
         self.timeout = timeout
         self.grace = grace
+        self.key = key
+        self.cookies = RequestsCookieJar()
 
     def ask(self, request: ChatRequest) -> Exchange:
         """A question, ready to be sent; nothing is sent before its events are read."""
         return Exchange(self, request)
+
+    def forget(self) -> None:
+        """The next question begins a new conversation."""
+        self.cookies.clear()
 
 
 class Exchange:
@@ -70,10 +81,17 @@ class Exchange:
 
         Raises `LlmError`, also when the answer breaks off: only a stream that ended with `Finished` is whole.
         """
+        try:
+            yield from self._answer()
+        except LlmError as error:
+            raise hidden(error, self._edge.key) from None
+
+    def _answer(self) -> Iterator[StreamEvent]:
         # One connection per question: one kept from an earlier question may be dying, and a POST is not sent twice.
         with self._http_errors(), requests.Session() as http:
             # No proxy and no .netrc from the environment: prompts go where the config says.
             http.trust_env = False
+            http.cookies = self._edge.cookies
             body = _body(self._request)
             self._deadline = time.monotonic() + self._limit
             with http.post(
@@ -89,7 +107,9 @@ class Exchange:
                 yield from self._events_of(response)
 
     def _headers(self) -> dict[str, str]:
+        key = {} if self._edge.key is None else {"Authorization": f"Bearer {self._edge.key}"}
         return {
+            **key,
             "Content-Type": "application/json",
             "Accept": sse.CONTENT_TYPE,
             # Whoever compresses a stream holds it back.

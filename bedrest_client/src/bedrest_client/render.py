@@ -40,7 +40,8 @@ _HINTS: dict[tuple[Code, str | None], str] = {
     (Code.INVALID_ARGUMENT, None): _FOREIGN,
     (Code.NOT_FOUND, None): _FOREIGN,
     (Code.NOT_FOUND, _ANYWHERE): "is the model's name right? --model, or /model in a session, sets it",
-    (Code.UNAUTHENTICATED, _ANYWHERE): "this server wants to know who asks, which this client cannot say yet",
+    (Code.UNAUTHENTICATED, _ANYWHERE): "give the key that this server wants: BEDREST_API_KEY, or api_key_file in "
+    "bedrest_client/config.yaml",
     (Code.PERMISSION_DENIED, _ANYWHERE): "you are not allowed to ask this; whoever runs the server can tell",
     (Code.UNIMPLEMENTED, None): _FOREIGN,
     (Code.UNIMPLEMENTED, _ANYWHERE): "that hop does not know this: are client and servers of one version?",

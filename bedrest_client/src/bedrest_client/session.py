@@ -24,14 +24,14 @@ from lambdalm.chat import ChatRequest, Count, Name
 _QUOTES = '"""'
 
 HELP = """\
+/new              start a new conversation: the model forgets this one
 /model NAME       ask this model; without NAME, the server chooses
 /max_tokens N     let answers be this long, in tokens
 /help             this text
 /quit             leave; so does Ctrl-D
 \"""text\"""        a prompt of several lines, or one that starts with /
 Ctrl-C            stop the answer
-Up, Ctrl-R        earlier prompts; search them
-Each prompt stands alone: the model does not see those before it."""
+Up, Ctrl-R        earlier prompts; search them"""
 
 _HOW_TO_LEAVE = "Ctrl-D or /quit leaves"
 
@@ -50,18 +50,29 @@ def reader(history: History, input: Input | None = None, output: Output | None =
 
 
 class Session:
-    """One session. `ask` asks a prompt and shows its answer; KeyboardInterrupt comes out of it on Ctrl-C."""
+    """One session. `ask` asks a prompt and shows its answer; KeyboardInterrupt comes out of it on Ctrl-C.
+
+    `forget` makes the next prompt the first of a new conversation.
+    """
 
     def __init__(
-        self, config: Config, ask: Callable[[ChatRequest], bool], reader: PromptSession[str], screen: Screen
+        self,
+        config: Config,
+        ask: Callable[[ChatRequest], bool],
+        forget: Callable[[], None],
+        reader: PromptSession[str],
+        screen: Screen,
     ) -> None:
         self._config = config
+        self._remembers = config.remembers(usually=True)
         self._ask = ask
+        self._forget = forget
         self._reader = reader
         self._screen = screen
         self._left = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
+            "/new": self._new,
             "/model": self._model,
             "/max_tokens": self._max_tokens,
             "/quit": self._quit,
@@ -95,7 +106,7 @@ class Session:
             return
         prompt = _unquoted(line)
         if prompt.strip():
-            self._ask(self._config.request(prompt))
+            self._ask(self._config.request(prompt, self._remembers))
 
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
@@ -107,6 +118,10 @@ class Session:
 
     def _help(self, _: str) -> None:
         self._screen.note(HELP)
+
+    def _new(self, _: str) -> None:
+        self._forget()
+        self._screen.note("a new conversation" if self._remembers else "memory is off: each prompt stands alone")
 
     def _quit(self, _: str) -> None:
         self._left = True
