@@ -18,6 +18,9 @@ from lambdalm_proto.v1 import llm_pb2_grpc
 
 WAIT = 45  # seconds until a test that waits has failed
 
+LINES: list[str] = []
+"""What the edge that was started last has logged."""
+
 Play = Callable[[pb.LLMRequest, Any], Iterator[pb.LLMStreamEvent]]
 
 
@@ -35,9 +38,9 @@ class Health(health.HealthServicer):
 
 
 class Proxy(llm_pb2_grpc.LlmServiceServicer):
-    """A gRPC proxy whose GenerateStream is `play`; `left` is set when the call is over."""
+    """A gRPC proxy whose GenerateStream is `play`; `left` is set when the call is over. Credentials are for TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.play: Play = lambda request, context: iter(())
         self.requests: list[pb.LLMRequest] = []
         self.left = threading.Event()
@@ -45,7 +48,7 @@ class Proxy(llm_pb2_grpc.LlmServiceServicer):
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         llm_pb2_grpc.add_LlmServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.target = f"127.0.0.1:{listen(self._server, credentials)}"
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Proxy]:
@@ -66,6 +69,13 @@ class Proxy(llm_pb2_grpc.LlmServiceServicer):
         self.left.wait(20 * WAIT)
 
 
+def listen(server: grpc.Server, credentials: grpc.ServerCredentials | None = None) -> int:
+    """On a free port of 127.0.0.1, which it returns."""
+    if credentials is None:
+        return server.add_insecure_port("127.0.0.1:0")
+    return server.add_secure_port("127.0.0.1:0", credentials)
+
+
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
     with Proxy().running() as made:
@@ -74,10 +84,12 @@ def proxy() -> Iterator[Proxy]:
 
 @contextlib.contextmanager
 def edge_process(**environ: str) -> Iterator[Chain]:
-    """`restful-proxy serve`; `chain.url` is where. What is left of it is killed."""
+    """`restful-proxy serve`; `chain.url` is where. What is left of it is killed. `LINES` has its log."""
     listens = threading.Event()
+    LINES.clear()
 
     def on_line(hop: str, line: str) -> None:
+        LINES.append(line)
         if "listening" in line:
             listens.set()
 

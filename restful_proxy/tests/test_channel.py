@@ -25,6 +25,9 @@ class Numbers:
         self.read = 0
         self.cancelled = threading.Event()
 
+    async def initial_metadata(self) -> str:
+        return "head"
+
     async def __aiter__(self) -> AsyncIterator[int]:
         for number in range(self.count):
             self.read += 1
@@ -58,6 +61,14 @@ def test_every_message_comes_once_and_in_order(thread: LoopThread) -> None:
     batches = list(Reading(thread, lambda: Numbers(MANY)).batches(new_call()))
     assert [number for batch in batches for number in batch] == list(range(MANY))
     assert all(batches)
+
+
+def test_the_head_is_there_before_any_message(thread: LoopThread) -> None:
+    heads: list[str] = []
+    batches = Reading(thread, lambda: Numbers(1), heads.append).batches(new_call())
+    assert next(batches) == [0]
+    assert heads == ["head"]
+    assert list(batches) == []
 
 
 def test_a_caller_who_takes_nothing_holds_the_reading_back_and_loses_nothing(thread: LoopThread) -> None:

@@ -19,6 +19,11 @@ class TestConfig(ConfigContract):
         ("DRAIN_PAUSE", "2.5", "limits.drain_pause", 2.5),
         ("GRPC_HOST", "proxy.example", "grpc.target", "proxy.example:50051"),
         ("GRPC_PORT", "1235", "grpc.target", "127.0.0.1:1235"),
+        ("GRPC_USE_TLS", "true", "grpc.tls.enabled", True),
+        ("GRPC_CA_PATH", "/tls/ca.pem", "grpc.tls.ca_path", "/tls/ca.pem"),
+        ("GRPC_CLIENT_CERT_PATH", "/tls/edge.pem", "grpc.tls.cert_path", "/tls/edge.pem"),
+        ("GRPC_CLIENT_KEY_PATH", "/tls/edge.key", "grpc.tls.key_path", "/tls/edge.key"),
+        ("GRPC_SERVER_NAME", "proxy.example", "grpc.tls.server_name", "proxy.example"),
         ("LOG_LEVEL", "DEBUG", "log.level", "DEBUG"),
         ("LOG_FORMAT", "json", "log.format", "json"),
     ]
@@ -33,4 +38,8 @@ class TestConfig(ConfigContract):
         ("${LLM_HOST:-127.0.0.1}", "0.0.0.0", "listen"),
         ("${LLM_HOST:-127.0.0.1}", "${NO_SUCH_NAME}", "listen.host"),
     ]
-    nonsense_environment = [("LLM_MAX_CONNECTIONS", "-1", "max_in_flight"), ("GRPC_PORT", "x", "grpc.target")]
+    nonsense_environment = [
+        ("LLM_MAX_CONNECTIONS", "-1", "max_in_flight"),
+        ("GRPC_PORT", "x", "grpc.target"),
+        ("GRPC_USE_TLS", "perhaps", "grpc.tls.enabled"),
+    ]

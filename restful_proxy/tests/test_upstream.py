@@ -32,6 +32,7 @@ from lambdalm.rpc import messages, status
 from lambdalm.testing.chain import free_ports
 from lambdalm.timings import HopClock, HopTiming, Timings, encode
 from lambdalm_proto.v1 import llm_pb2 as pb
+from restful_proxy.caller import Caller
 from restful_proxy.config import GrpcConfig
 from restful_proxy.upstream import GrpcProxy
 
@@ -91,7 +92,7 @@ def fails(stream: Iterator[StreamEvent]) -> tuple[list[StreamEvent], LlmError]:
 
 def test_events_come_as_they_were_sent(proxy: Proxy, grpc_proxy: GrpcProxy) -> None:
     proxy.play = lambda request, context: map(messages.event_to_proto, EVENTS)
-    came = list(grpc_proxy.stream(REQUEST, new_call()))  # deltas that came together are one
+    came = list(grpc_proxy.stream(REQUEST, new_call(), Caller()))  # deltas that came together are one
     assert list(join(came)) == list(join(EVENTS))
 
 
@@ -103,7 +104,7 @@ def test_the_request_goes_with_its_id_and_less_time_than_it_has(proxy: Proxy, gr
         return map(messages.event_to_proto, EVENTS)
 
     proxy.play = play
-    list(grpc_proxy.stream(REQUEST, new_call(20)))
+    list(grpc_proxy.stream(REQUEST, new_call(20), Caller()))
     assert messages.request_from_proto(proxy.requests[0]) == REQUEST
     ((metadata, remaining),) = seen
     assert metadata["x-request-id"] == "r1"
@@ -122,7 +123,7 @@ def test_a_status_with_details_is_the_error_that_it_was(proxy: Proxy, grpc_proxy
 
     proxy.play = play
     call = new_call()
-    got, error = fails(grpc_proxy.stream(REQUEST, call))
+    got, error = fails(grpc_proxy.stream(REQUEST, call, Caller()))
     assert got == [Started("r1", "tiny"), TextDelta("Par")]
     assert ErrorBody.of(error) == ErrorBody.of(sent)
     assert call.clock.behind == TIMINGS
@@ -137,7 +138,7 @@ def test_an_unavailable_of_the_proxys_own_keeps_what_it_says(proxy: Proxy, grpc_
         yield from ()
 
     proxy.play = play
-    _, error = fails(grpc_proxy.stream(REQUEST, new_call()))
+    _, error = fails(grpc_proxy.stream(REQUEST, new_call(), Caller()))
     assert ErrorBody.of(error) == ErrorBody.of(sent)
 
 
@@ -148,13 +149,13 @@ def test_a_status_that_says_no_more_is_the_proxys(proxy: Proxy, grpc_proxy: Grpc
         yield from ()
 
     proxy.play = play
-    _, error = fails(grpc_proxy.stream(REQUEST, new_call()))
+    _, error = fails(grpc_proxy.stream(REQUEST, new_call(), Caller()))
     assert ErrorBody.of(error) == ErrorBody(code, "so it is", "proxy")
 
 
 def test_when_nothing_listens_it_is_unavailable_and_names_the_target(nowhere: GrpcProxy) -> None:
     call = new_call()
-    got, error = fails(nowhere.stream(REQUEST, call))
+    got, error = fails(nowhere.stream(REQUEST, call, Caller()))
     assert got == []
     assert (error.code, error.origin, error.retry_after) == (Code.UNAVAILABLE, "proxy", 1)
     assert nowhere._target in error.message
@@ -164,7 +165,7 @@ def test_when_nothing_listens_it_is_unavailable_and_names_the_target(nowhere: Gr
 def test_a_stream_that_just_ends_is_no_answer(proxy: Proxy, grpc_proxy: GrpcProxy) -> None:
     proxy.play = lambda request, context: begin()
     with pytest.raises(LlmError, match="incomplete") as raised:
-        collect(grpc_proxy.stream(REQUEST, new_call()))
+        collect(grpc_proxy.stream(REQUEST, new_call(), Caller()))
     assert raised.value.code is Code.UNAVAILABLE
 
 
@@ -175,7 +176,7 @@ def test_an_event_of_a_later_version_is_internal_and_ends_the_call(proxy: Proxy,
         proxy.hold()
 
     proxy.play = play
-    got, error = fails(grpc_proxy.stream(REQUEST, new_call()))
+    got, error = fails(grpc_proxy.stream(REQUEST, new_call(), Caller()))
     assert len(got) == 2
     assert error.code is Code.INTERNAL
     assert proxy.left.wait(WAIT)
@@ -185,7 +186,7 @@ def test_an_event_over_the_limit_is_resource_exhausted(proxy: Proxy) -> None:
     proxy.play = lambda request, context: iter([messages.event_to_proto(TextDelta("x" * 2000))])
     small = GrpcProxy(GrpcConfig(target=proxy.target, max_message_bytes=1000))
     try:
-        _, error = fails(small.stream(REQUEST, new_call()))
+        _, error = fails(small.stream(REQUEST, new_call(), Caller()))
     finally:
         small.close()
     assert error.code is Code.RESOURCE_EXHAUSTED
@@ -198,7 +199,7 @@ def test_a_call_whose_time_is_up_ends_with_deadline_exceeded(proxy: Proxy, grpc_
         proxy.hold()
 
     proxy.play = play
-    _, error = fails(grpc_proxy.stream(REQUEST, new_call(0.5)))
+    _, error = fails(grpc_proxy.stream(REQUEST, new_call(0.5), Caller()))
     assert (error.code, error.origin) == (Code.DEADLINE_EXCEEDED, "edge")
     assert "0.5 s" in error.message
     assert proxy.left.wait(WAIT)
@@ -223,7 +224,7 @@ def test_a_cancelled_call_wakes_its_reader_and_the_proxy_sees_it(
     proxy.play = play
     canceller = threading.Thread(target=cancel)
     canceller.start()
-    got, error = fails(grpc_proxy.stream(REQUEST, call))
+    got, error = fails(grpc_proxy.stream(REQUEST, call, Caller()))
     canceller.join()
     assert len(got) <= said
     assert (error.code, error.message, error.origin) == (Code.CANCELLED, "the client hung up", "edge")
@@ -236,7 +237,7 @@ def test_a_closed_stream_cancels_the_call(proxy: Proxy, grpc_proxy: GrpcProxy) -
         proxy.hold()
 
     proxy.play = play
-    stream = grpc_proxy.stream(REQUEST, new_call())
+    stream = grpc_proxy.stream(REQUEST, new_call(), Caller())
     assert next(stream) == Started("r1", "tiny")
     stream.close()
     assert proxy.left.wait(WAIT)
@@ -281,7 +282,7 @@ def test_many_streams_at_a_time_keep_their_answers_apart(proxy: Proxy, grpc_prox
     found: dict[str, str] = {}
 
     def ask(prompt: str) -> None:
-        found[prompt] = collect(grpc_proxy.stream(ChatRequest(prompt=prompt), new_call())).text
+        found[prompt] = collect(grpc_proxy.stream(ChatRequest(prompt=prompt), new_call(), Caller())).text
 
     threads = [threading.Thread(target=ask, args=[f"call {number} λ"]) for number in range(16)]
     for thread in threads:

@@ -13,6 +13,7 @@ from lambdalm.errors import Code, LlmError
 from lambdalm.web.app import HttpHop
 from lambdalm.web.server import serve as serve_web
 from lambdalm.web.worker import Lifecycle
+from restful_proxy import tls
 from restful_proxy.app import add_routes
 from restful_proxy.config import Config
 from restful_proxy.upstream import PROXY, GrpcProxy
@@ -32,6 +33,7 @@ def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
+    tls.check(config.grpc.tls)
     serve_web(lambda lifecycle: make_app(config, lifecycle), config.listen, config.limits)
 
 

@@ -1,4 +1,4 @@
-"""The edge's HTTP face: `/query`, `/healthz` (alive) and `/readyz` (ready)."""
+"""The edge's HTTP face: `/query`, `/healthz` (alive), `/readyz` (ready), and what the other modules add to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import msgspec
 
 from lambdalm.web.app import HttpHop
 from lambdalm.web.query import add_query
+from restful_proxy import caller
+from restful_proxy.chain import add_chain
+from restful_proxy.models import add_models
+from restful_proxy.sessions import add_sessions
+from restful_proxy.stats import add_stats
 from restful_proxy.upstream import GrpcProxy
 
 _CHECK_SECONDS = 1.0
@@ -21,7 +26,11 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def add_routes(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve the edge on this hop."""
-    add_query(hop, proxy.stream)
+    add_query(hop, lambda request, call: proxy.stream(request, call, caller.current()))
+    add_sessions(hop, proxy)
+    add_models(hop, proxy)
+    add_chain(hop, proxy)
+    add_stats(hop, proxy)
 
     @hop.app.get("/healthz")
     def healthz() -> flask.Response:

@@ -49,6 +49,8 @@ class Rpc(Protocol[MessageOut]):
 
     def __aiter__(self) -> AsyncIterator[MessageOut]: ...
 
+    async def initial_metadata(self) -> Any: ...
+
     def cancel(self) -> bool: ...
 
 
@@ -57,11 +59,17 @@ class _End(NamedTuple):
 
 
 class Reading(Generic[Message]):
-    """One stream, read in the loop and taken by one thread. `begin` starts the call; it runs in the loop."""
+    """One stream, read in the loop and taken by one thread.
 
-    def __init__(self, thread: LoopThread, begin: Callable[[], Rpc[Message]]) -> None:
+    `begin` starts the call, `head` gets its initial metadata before any message is there; both run in the loop.
+    """
+
+    def __init__(
+        self, thread: LoopThread, begin: Callable[[], Rpc[Message]], head: Callable[[Any], None] = lambda metadata: None
+    ) -> None:
         self._loop = thread.loop
         self._begin = begin
+        self._head = head
         self._queue = queue.SimpleQueue[Message | _End]()
         self._room = asyncio.Event()
         self._waits_for_room = False
@@ -117,6 +125,7 @@ class Reading(Generic[Message]):
 
     async def _hand_over(self, rpc: Rpc[Message]) -> None:
         try:
+            self._head(await rpc.initial_metadata())
             async for message in rpc:
                 self._queue.put(message)
                 if self._queue.qsize() >= _AHEAD:

@@ -10,6 +10,7 @@ from msgspec import Meta
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
 from lambdalm.web.limits import Limits
+from restful_proxy.tls import TlsConfig
 
 
 class GrpcConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,6 +19,7 @@ class GrpcConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: Annotated[str, Meta(pattern=r"^.+:[0-9]+$")]
     keepalive_seconds: Annotated[float, Meta(ge=10)] = 30
     max_message_bytes: Annotated[int, Meta(ge=1)] = 4 * 1024 * 1024
+    tls: TlsConfig = TlsConfig()
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

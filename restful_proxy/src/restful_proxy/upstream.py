@@ -1,17 +1,18 @@
-"""The gRPC proxy, as the edge sees it: a stream of events for each request, cancelled when its Call is.
+"""The gRPC proxy, as the edge sees it: a stream of events for each request, cancelled when its Call is; and calls of
+one message.
 
 Nothing is retried here, and the gRPC core does not either: the proxy is the one that owns retries.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 
 from lambdalm import timings
 from lambdalm.call import REQUEST_ID, Call
@@ -20,43 +21,55 @@ from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent, join
 from lambdalm.rpc import messages, status
 from lambdalm_proto.v1 import llm_pb2 as pb
-from lambdalm_proto.v1 import llm_pb2_grpc
-from restful_proxy.channel import LoopThread, Reading
+from restful_proxy import tls
+from restful_proxy.caller import Caller, Metadata
+from restful_proxy.channel import LoopThread, Reading, Rpc
 from restful_proxy.config import GrpcConfig
+from restful_proxy.handshake import Inspector
+from restful_proxy.link import Link
 
 PROXY = "proxy"
 
-# A name with several addresses is used in turn; every call fails or goes through at once, and only once.
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+_ASK_SECONDS = 5.0
 
 
 class GrpcProxy:
-    """One channel to the gRPC proxy. Make it after the fork: neither a channel nor a thread survives one."""
+    """The link to the gRPC proxy. Make it after the fork: neither a channel nor a thread survives one.
+
+    Raises `LlmError(FAILED_PRECONDITION)` when the files of its TLS cannot be used.
+    """
 
     def __init__(self, config: GrpcConfig) -> None:
+        tls.check(config.tls)
         self._target = config.target
+        self._inspector = Inspector(config.target, config.tls) if config.tls.enabled else None
         self._thread = LoopThread()
-        self._channel = self._thread.run(_open(config))
-        self._stub = llm_pb2_grpc.LlmServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._link = self._thread.run(_open(config))
 
-    def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
-        """The events of one answer; raises LlmError. Closing the generator cancels the gRPC call."""
-        begin = partial(
-            self._stub.GenerateStream,
-            messages.request_to_proto(request),
-            timeout=call.passed_on(),
-            metadata=((REQUEST_ID, call.id),),
-        )
-        reading = Reading[pb.LLMStreamEvent](self._thread, begin)
+    def stream(self, request: ChatRequest, call: Call, caller: Caller) -> Generator[StreamEvent, None, None]:
+        """The events of one answer; raises LlmError. Closing the generator cancels the gRPC call.
+
+        `caller` has its cookies when the first event is there, or the error.
+        """
+        reading = Reading(self._thread, partial(self._begin, request, call, caller), caller.answered)
+        begun = False
         try:
             for batch in reading.batches(call):
+                begun = True
                 yield from join(map(messages.event_from_proto, batch))
         except grpc.aio.AioRpcError as error:
             call.check()  # if we cancelled it ourselves, that is the reason
-            raise self._failure(error, call) from None
+            raise self._failure(error, call, caller, call.out_of_time(), begun) from None
         finally:
             reading.cancel()
+
+    def ask(self, method: str, message: Message, call: Call, caller: Caller) -> Any:
+        """LlmService's answer to a call of one message, within 5 s, or what the call has left; raises LlmError."""
+        try:
+            return self._thread.run(self._ask(method, message, call, caller))
+        except grpc.aio.AioRpcError as error:
+            late = LlmError(Code.DEADLINE_EXCEEDED, self._late(), origin=PROXY)
+            raise self._failure(error, call, caller, late) from None
 
     def healthy(self, seconds: float) -> str | None:
         """None when the proxy can serve, with a backend behind it; else why it cannot."""
@@ -70,47 +83,63 @@ class GrpcProxy:
 
     def close(self) -> None:
         """Close the channel; calls still open on it fail."""
-        self._thread.run(self._channel.close(None))
+        self._thread.run(self._link.close())
         self._thread.stop()
 
+    def _begin(self, request: ChatRequest, call: Call, caller: Caller) -> Rpc[pb.LLMStreamEvent]:
+        rpc: Rpc[pb.LLMStreamEvent] = self._link.stubs().llm.GenerateStream(
+            messages.request_to_proto(request), timeout=call.passed_on(), metadata=_metadata(call, caller)
+        )
+        return rpc
+
+    async def _ask(self, method: str, message: Message, call: Call, caller: Caller) -> Any:
+        rpc = getattr(self._link.stubs().llm, method)(
+            message, timeout=min(_ASK_SECONDS, call.passed_on()), metadata=_metadata(call, caller)
+        )
+        caller.answered(await rpc.initial_metadata())
+        answer = await rpc
+        _heard(await rpc.trailing_metadata(), call)
+        return answer
+
     async def _check(self, seconds: float) -> health_pb2.HealthCheckResponse:
-        answer: health_pb2.HealthCheckResponse = await self._health.Check(
+        answer: health_pb2.HealthCheckResponse = await self._link.stubs().health.Check(
             health_pb2.HealthCheckRequest(), timeout=seconds
         )
         return answer
 
-    def _failure(self, error: grpc.aio.AioRpcError, call: Call) -> LlmError:
+    def _failure(
+        self, error: grpc.aio.AioRpcError, call: Call, caller: Caller, late: LlmError, begun: bool = False
+    ) -> LlmError:
+        """The error in a failed call; `late` where its time ran out and the proxy has not said a word."""
         trailing = cast(status.Metadata, tuple(error.trailing_metadata() or ()))
-        behind = dict(trailing).get(timings.SERVER_TIMING)
-        if isinstance(behind, str):
-            call.clock.behind = timings.decode(behind)
+        caller.answered(trailing)
+        spoke = _heard(trailing, call)
         found = status.from_rpc_error(error, trailing, silent_origin=PROXY)
-        if found.code is Code.UNAVAILABLE and behind is None:
-            return LlmError(Code.UNAVAILABLE, self._unreachable(error), retry_after=1, origin=PROXY)
-        if found.code is Code.DEADLINE_EXCEEDED and behind is None:
-            return call.out_of_time()
-        return found
+        if found.code is Code.UNAVAILABLE and not spoke:
+            return LlmError(Code.UNAVAILABLE, self._unreachable(error, begun), retry_after=1, origin=PROXY)
+        return late if found.code is Code.DEADLINE_EXCEEDED and not spoke else found
 
-    def _unreachable(self, error: grpc.aio.AioRpcError) -> str:
+    def _late(self) -> str:
+        return f"the gRPC proxy at {self._target} does not answer in time"
+
+    def _unreachable(self, error: grpc.aio.AioRpcError, begun: bool = False) -> str:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"the gRPC proxy at {self._target} does not answer in time"
-        return f"the gRPC proxy at {self._target} cannot be reached, or the connection to it broke off"
+            return self._late()
+        fault = None if begun or self._inspector is None else self._inspector.fault()
+        return fault or f"the gRPC proxy at {self._target} cannot be reached, or the connection to it broke off"
 
 
-async def _open(config: GrpcConfig) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(f"dns:///{config.target}", options=_options(config))
+async def _open(config: GrpcConfig) -> Link:
+    return Link(config)
 
 
-def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:
-    return [
-        ("grpc.service_config", _SERVICE_CONFIG),
-        ("grpc.enable_retries", 0),
-        ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
-        ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 5000),  # the time that a connection may take
-        ("grpc.max_reconnect_backoff_ms", 1000),
-    ]
+def _metadata(call: Call, caller: Caller) -> Metadata:
+    return ((REQUEST_ID, call.id), *caller.metadata)
+
+
+def _heard(trailing: status.Metadata, call: Call) -> bool:
+    """Whether the proxy itself ended the call: then it has told the times behind, which the clock gets."""
+    behind = dict(trailing).get(timings.SERVER_TIMING)
+    if isinstance(behind, str):
+        call.clock.behind = timings.decode(behind)
+    return behind is not None

@@ -1,0 +1,114 @@
+"""The channel to the gRPC proxy, made anew when a file of its TLS has changed.
+
+gRPC for Python reads certificates once per channel. So the files are looked at when a call begins, once a second at
+most; when one has changed, new calls get a new channel, and the old one is closed when its calls have ended. Files
+that cannot be used, as when one of a pair is not written yet, leave the old channel in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any, NamedTuple
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+
+from lambdalm import logs
+from lambdalm.errors import LlmError
+from lambdalm_proto.v1 import llm_pb2_grpc
+from restful_proxy import tls
+from restful_proxy.config import GrpcConfig
+
+_LOOK_SECONDS = 1.0
+_RETIRED_SECONDS = 3600.0  # calls have deadlines: by then all have ended
+
+# A name with several addresses is used in turn; every call fails or goes through at once, and only once.
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+_log = logs.get(__name__)
+
+
+class Stubs(NamedTuple):
+    """A channel and the services on it."""
+
+    channel: grpc.aio.Channel
+    llm: Any
+    health: Any
+
+
+class Link:
+    """Make it, and call it, in one event loop. Raises LlmError when its TLS files cannot be used at the start."""
+
+    def __init__(self, config: GrpcConfig) -> None:
+        self._config = config
+        self._look_again = time.monotonic() + _LOOK_SECONDS
+        self._stamps = tls.stamps(config.tls)
+        self._stubs = _open(config)
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+
+    def stubs(self) -> Stubs:
+        """For a call that begins now."""
+        if self._config.tls.enabled and time.monotonic() >= self._look_again:
+            self._look_again = time.monotonic() + _LOOK_SECONDS
+            self._follow()
+        return self._stubs
+
+    async def close(self) -> None:
+        """Calls still open fail."""
+        for task, channel in list(self._retired.items()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await channel.close(None)
+        await self._stubs.channel.close(None)
+
+    def _follow(self) -> None:
+        stamps = tls.stamps(self._config.tls)
+        if stamps == self._stamps:
+            return
+        self._stamps = stamps
+        try:
+            made = _open(self._config)
+        except LlmError as error:
+            _log.warning("changed TLS files cannot be used; those before go on", why=error.message)
+            return
+        self._retire(self._stubs.channel)
+        self._stubs = made
+        _log.info("changed TLS files are in use")
+
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close(_RETIRED_SECONDS))
+        self._retired[task] = channel
+        task.add_done_callback(self._retired.pop)
+
+
+def _open(config: GrpcConfig) -> Stubs:
+    target, options = f"dns:///{config.target}", _options(config)
+    if config.tls.enabled:
+        channel = grpc.aio.secure_channel(target, tls.credentials(config.tls), options)
+    else:
+        channel = grpc.aio.insecure_channel(target, options)
+    llm = llm_pb2_grpc.LlmServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+    return Stubs(channel, llm, health_pb2_grpc.HealthStub(channel))
+
+
+def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:
+    options: list[tuple[str, int | str]] = [
+        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.enable_retries", 0),
+        ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
+        ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5000),  # the time that a connection may take
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.use_local_subchannel_pool", 1),  # a new channel makes new connections, whatever others are open
+    ]
+    if config.tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", config.tls.server_name))
+    return options

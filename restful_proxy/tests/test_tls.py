@@ -1,0 +1,292 @@
+"""TLS with the gRPC proxy: a good certificate, each kind of bad one by its name, and new files without a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+import trustme
+
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest
+from lambdalm.errors import Code, LlmError
+from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta
+from lambdalm.rpc import messages
+from lambdalm.timings import HopClock
+from lambdalm_proto.v1 import llm_pb2 as pb
+from restful_proxy import tls
+from restful_proxy.caller import Caller
+from restful_proxy.config import GrpcConfig
+from restful_proxy.handshake import Inspector
+from restful_proxy.tls import TlsConfig
+from restful_proxy.upstream import GrpcProxy
+
+from .conftest import WAIT, Proxy
+
+LONG_AGO = datetime.datetime(2020, 2, 1, tzinfo=datetime.UTC)
+FAR_OFF = datetime.datetime(2999, 2, 1, tzinfo=datetime.UTC)
+EVENTS: list[StreamEvent] = [Started("r1", "tiny"), TextDelta("Par"), TextDelta("is"), Finished(FinishReason.STOP)]
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def other_ca() -> trustme.CA:
+    return trustme.CA()
+
+
+class Files:
+    """PEM files as the config names them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def authority(self, ca: trustme.CA) -> str:
+        """Replaced in one step, as it should be done."""
+        path, new = self._folder / "ca.pem", self._folder / "ca.new"
+        new.write_bytes(ca.cert_pem.bytes())
+        new.replace(path)
+        return str(path)
+
+    def identity(self, leaf: trustme.LeafCert, name: str = "edge") -> dict[str, str]:
+        cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        key.write_bytes(leaf.private_key_pem.bytes())
+        return {"cert_path": str(cert), "key_path": str(key)}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def server_credentials(leaf: trustme.LeafCert, client_ca: trustme.CA | None = None) -> grpc.ServerCredentials:
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    roots = None if client_ca is None else client_ca.cert_pem.bytes()
+    return grpc.ssl_server_credentials([(leaf.private_key_pem.bytes(), chain)], roots, client_ca is not None)
+
+
+@contextlib.contextmanager
+def serving(leaf: trustme.LeafCert, client_ca: trustme.CA | None = None) -> Iterator[Proxy]:
+    with Proxy(server_credentials(leaf, client_ca)).running() as proxy:
+        proxy.play = lambda request, context: map(messages.event_to_proto, EVENTS)
+        yield proxy
+
+
+@contextlib.contextmanager
+def edge(proxy: Proxy, **section: Any) -> Iterator[GrpcProxy]:
+    made = GrpcProxy(GrpcConfig(target=proxy.target, tls=TlsConfig(enabled=True, **section)))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def stream(made: GrpcProxy) -> Iterator[StreamEvent]:
+    return made.stream(ChatRequest(prompt="hi"), Call("r1", 10 * WAIT, HopClock("edge")), Caller())
+
+
+def text(made: GrpcProxy) -> str:
+    return "".join(event.text for event in stream(made) if isinstance(event, TextDelta))
+
+
+def refusal(made: GrpcProxy) -> LlmError:
+    with pytest.raises(LlmError) as raised:
+        next(stream(made))
+    assert raised.value.code is Code.UNAVAILABLE
+    return raised.value
+
+
+def test_with_a_good_certificate_it_works(ca: trustme.CA, files: Files) -> None:
+    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=files.authority(ca)) as made:
+        assert text(made) == "Paris"
+        assert made.healthy(WAIT) is None
+
+
+def test_the_name_to_expect_can_be_said(ca: trustme.CA, files: Files) -> None:
+    with (
+        serving(ca.issue_cert("proxy.example")) as proxy,
+        edge(proxy, ca_path=files.authority(ca), server_name="proxy.example") as made,
+    ):
+        assert text(made) == "Paris"
+
+
+BAD: dict[str, tuple[Callable[[trustme.CA, trustme.CA], trustme.LeafCert], str]] = {
+    "expired": (
+        lambda ca, other: ca.issue_cert("127.0.0.1", not_before=datetime.datetime(2019, 1, 1), not_after=LONG_AGO),
+        "the certificate of the gRPC proxy at {target} expired on 2020-02-01 00:00 UTC",
+    ),
+    "not yet valid": (
+        lambda ca, other: ca.issue_cert("127.0.0.1", not_before=FAR_OFF),
+        "the certificate of the gRPC proxy at {target} is not valid before 2999-02-01 00:00 UTC: are the clocks right?",
+    ),
+    "of an unknown authority": (
+        lambda ca, other: other.issue_cert("127.0.0.1"),
+        "the certificate of the gRPC proxy at {target} is not signed by an authority in {ca_path} (grpc.tls.ca_path)",
+    ),
+    "for another host": (
+        lambda ca, other: ca.issue_cert("proxy.example", "10.9.8.7"),
+        "the certificate of the gRPC proxy at {target} is for another name (proxy.example, 10.9.8.7) than 127.0.0.1: "
+        "grpc.tls.server_name says which to expect",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_certificate_is_refused_and_the_cause_named(
+    ca: trustme.CA, other_ca: trustme.CA, files: Files, kind: str
+) -> None:
+    issue, says = BAD[kind]
+    path = files.authority(ca)
+    with serving(issue(ca, other_ca)) as proxy, edge(proxy, ca_path=path) as made:
+        says = says.format(target=proxy.target, ca_path=path)
+        error = refusal(made)
+        assert (error.message, error.origin, error.retry_after) == (says, "proxy", 1)
+        assert made.healthy(WAIT) == says
+        assert proxy.requests == []
+
+
+def test_a_proxy_without_tls_is_told_so_and_gets_nothing_in_the_clear(
+    ca: trustme.CA, files: Files, proxy: Proxy
+) -> None:
+    with edge(proxy, ca_path=files.authority(ca)) as made:
+        assert "does not speak TLS" in refusal(made).message
+    assert proxy.requests == []
+
+
+def test_nobody_there_is_not_taken_for_a_fault_of_tls(ca: trustme.CA, files: Files) -> None:
+    with serving(ca.issue_cert("127.0.0.1")) as gone:
+        pass
+    with edge(gone, ca_path=files.authority(ca)) as made:
+        assert "cannot be reached" in refusal(made).message
+
+
+def test_with_mtls_a_stranger_is_refused_and_told_what_is_missing(
+    ca: trustme.CA, other_ca: trustme.CA, files: Files
+) -> None:
+    path = files.authority(ca)
+    known = files.identity(ca.issue_cert("edge.example"))
+    stranger = files.identity(other_ca.issue_cert("edge.example"), "stranger")
+    with serving(ca.issue_cert("127.0.0.1"), client_ca=ca) as proxy:
+        with edge(proxy, ca_path=path) as made:
+            assert "it wants a client certificate" in refusal(made).message
+        with edge(proxy, ca_path=path, **stranger) as made:
+            assert f"it does not accept the client certificate in {stranger['cert_path']}" in refusal(made).message
+        assert proxy.requests == []
+        with edge(proxy, ca_path=path, **known) as made:
+            assert text(made) == "Paris"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """The files are looked at once a second, and nothing tells when."""
+    deadline, tick = time.monotonic() + WAIT, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline
+        tick.wait(0.05)
+
+
+def test_new_files_count_without_a_restart_and_a_stream_that_has_begun_goes_on(
+    ca: trustme.CA, other_ca: trustme.CA, files: Files
+) -> None:
+    go_on = threading.Event()
+
+    def play(request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent]:
+        for event in EVENTS:
+            yield messages.event_to_proto(event)
+            if event == TextDelta("Par") and len(proxy.requests) == 1:
+                go_on.wait(WAIT)
+
+    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=files.authority(ca)) as made:
+        proxy.play = play
+        begun = stream(made)
+        assert [next(begun), next(begun)] == EVENTS[:2]
+        files.authority(other_ca)
+        until(lambda: "not signed by" in (made.healthy(WAIT) or ""))
+        files.authority(ca)
+        until(lambda: made.healthy(WAIT) is None)
+        go_on.set()
+        assert list(begun) == EVENTS[2:]
+        assert text(made) == "Paris"
+
+
+def test_files_that_make_no_sense_leave_the_old_ones_in_use(
+    ca: trustme.CA, files: Files, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = files.authority(ca)
+    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=path) as made:
+        Path(path).write_text("no certificate", encoding="utf-8")
+        looked = made._link._look_again
+        until(lambda: made.healthy(WAIT) is not None or made._link._look_again > looked)
+        assert text(made) == "Paris"
+    capfd.readouterr()  # the warning
+
+
+def test_many_failures_at_once_are_looked_into_once(ca: trustme.CA, files: Files) -> None:
+    config = TlsConfig(enabled=True, ca_path=files.authority(ca))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        inspector = Inspector(f"127.0.0.1:{silent.getsockname()[1]}", config)
+        threads = [threading.Thread(target=inspector.fault) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        silent.setblocking(False)
+        came = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                came += 1
+    assert 1 <= came < 10
+
+
+def test_a_section_that_cannot_be_meant_is_refused_by_its_key(ca: trustme.CA, files: Files, tmp_path: Path) -> None:
+    path, pair = files.authority(ca), files.identity(ca.issue_cert("edge.example"))
+    other = files.identity(ca.issue_cert("edge.example"), "other")
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate", encoding="utf-8")
+    good = TlsConfig(enabled=True, ca_path=path, **pair)
+    tls.check(good)
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"key_path": None}, "grpc.tls.cert_path: and grpc.tls.key_path go together"),
+        ({"ca_path": "no/such.pem"}, "grpc.tls.ca_path: no/such.pem cannot be used: No such file or directory"),
+        ({"ca_path": str(rubbish)}, f"grpc.tls.ca_path: {rubbish} cannot be used: no certificate or crl found"),
+        (
+            {"key_path": other["key_path"]},
+            "grpc.tls.cert_path: ",
+        ),
+        ({"enabled": False}, "grpc.tls.ca_path: is set and grpc.tls.enabled is not"),
+        (
+            {"enabled": False, "cert_path": None, "key_path": None},
+            "grpc.tls.ca_path: is set and grpc.tls.enabled is not",
+        ),
+        ({"enabled": False, "ca_path": None}, "grpc.tls.cert_path: is set and grpc.tls.enabled is not"),
+    ]
+    for change, says in refusals:
+        with pytest.raises(LlmError) as raised:
+            tls.check(msgspec.structs.replace(good, **change))
+        assert raised.value.message.startswith(says)
+        assert raised.value.code is Code.FAILED_PRECONDITION
+
+
+def test_such_a_section_stops_the_start_with_one_line() -> None:
+    command = [sys.executable, "-m", "restful_proxy", "serve", "--port", "0"]
+    environ = {**os.environ, "GRPC_USE_TLS": "true", "GRPC_CA_PATH": "no/such.pem"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, env=environ)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert "grpc.tls.ca_path: no/such.pem cannot be used" in line
