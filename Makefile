@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := proto core bedrest_client restful_proxy grpc_proxy backend_lambda
-SOURCES := core proto bedrest_client restful_proxy grpc_proxy backend_lambda tiny_model tools bench tests
+SOURCES := core proto bedrest_client restful_proxy grpc_proxy backend_lambda tiny_model tools bench tests examples
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 LOCKS := train bedrest_client restful_proxy grpc_proxy backend_lambda run
 
