@@ -42,11 +42,13 @@ class Listed(NamedTuple):
 
 
 class Store(Protocol):
-    """One store. Every call raises `LlmError`, origin "store": UNAVAILABLE where it cannot be reached or does not answer
-    in time, RESOURCE_EXHAUSTED where it has no room."""
+    """One store. Every call raises `LlmError`, origin "store": UNAVAILABLE where it cannot be reached or does not
+    answer in time, RESOURCE_EXHAUSTED where it has no room."""
 
     name: str
     """Of its kind, as in the config: sqlite, redis, dynamodb or memory."""
+    max_value_bytes: int | None
+    """What a record's value may have, None where that does not matter. Above: `LlmError(FAILED_PRECONDITION)`."""
 
     async def open(self) -> None:
         """Make ready what is needed; call it once, in the loop that uses the store. Raises LlmError only for what
@@ -58,7 +60,7 @@ class Store(Protocol):
         ...
 
     async def put(self, key: Key, record: Record, after: str | None) -> bool:
-        """Keep `record` until it expires if the one there has the version `after`; False, and nothing is changed, if not.
+        """Keep `record` until it expires if the one there has the version `after`; if not, False and nothing changes.
 
         When it returns, the record outlives the process (but for the store `memory`).
         """
