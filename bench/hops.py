@@ -27,7 +27,7 @@ def chain(environ: Mapping[str, str], on_line: Callable[[str, str], None] = _NO_
 
 def room_for(streams: int) -> dict[str, str]:
     """The environment in which every hop takes `streams` at a time."""
-    names = ("BACKEND_MAX_IN_FLIGHT", "PARALLEL_SLOTS", "QUEUE_SIZE", "LLM_MAX_CONNECTIONS")
+    names = ("BACKEND_MAX_IN_FLIGHT", "UPSTREAM_MAX_IN_FLIGHT", "PARALLEL_SLOTS", "QUEUE_SIZE", "LLM_MAX_CONNECTIONS")
     return {name: str(streams) for name in names}
 
 

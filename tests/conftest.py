@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 import requests
 
 from lambdalm.testing.chain import Chain, free_ports
+
+WAIT = 45  # seconds until a test that waits has failed
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +100,79 @@ def bedrest(chain: Chain, *arguments: str) -> subprocess.CompletedProcess[str]:
 def channel(scripted: Chain) -> Iterator[grpc.Channel]:
     with grpc.insecure_channel(scripted.grpc_target) as made:
         yield made
+
+
+class Outcome(NamedTuple):
+    """A streamed answer, read to its end. `end` is its last event, or what was answered in place of a stream."""
+
+    status: int
+    text: str
+    end: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.end.get("type") == "finished"
+
+
+class Load:
+    """Streamed requests to a chain, each in a thread of its own, at most `at_once` at a time; for `with`.
+
+    `begun` is released by each first delta, `done` by each end.
+    """
+
+    def __init__(self, url: str, at_once: int) -> None:
+        self.begun = threading.Semaphore(0)
+        self.done = threading.Semaphore(0)
+        self._url = url
+        self._threads = ThreadPoolExecutor(at_once)
+        self._outcomes: list[Future[Outcome]] = []
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def ask(self, number: int, **body: Any) -> None:
+        """So many requests more."""
+        self._outcomes += [self._threads.submit(self._ask, body) for _ in range(number)]
+
+    def outcomes(self) -> list[Outcome]:
+        """Of all requests, when they have ended."""
+        return [outcome.result(WAIT) for outcome in self._outcomes]
+
+    def _ask(self, body: dict[str, Any]) -> Outcome:
+        """One request."""
+        try:
+            return self._read(body)
+        finally:
+            self.done.release()
+
+    def _read(self, body: dict[str, Any]) -> Outcome:
+        text: list[str] = []
+        with post(self._url, {"prompt": "x", "stream": True, **body}) as response:
+            if response.status_code != 200:
+                return Outcome(response.status_code, "", response.json())
+            for event in events_of(response):
+                if event["type"] == "text_delta":
+                    if not text:
+                        self.begun.release()
+                    text.append(event["text"])
+        return Outcome(200, "".join(text), event)
+
+
+def wait_for(semaphore: threading.Semaphore, number: int) -> None:
+    """Return when it has been released so often."""
+    for _ in range(number):
+        assert semaphore.acquire(timeout=WAIT)
+
+
+def chain_seen(chain: Chain) -> dict[str, Any]:
+    """What `GET /chain` says."""
+    found: dict[str, Any] = requests.get(f"{chain.url}/chain", timeout=5).json()
+    return found
+
+
+def all_ok(chain: Chain) -> bool:
+    """Whether no hop of the chain is broken, and of several none."""
+    return all(hop["ok"] for hop in chain_seen(chain)["hops"])

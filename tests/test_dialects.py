@@ -113,7 +113,7 @@ def outcome(stub: Any, model: str, **options: Any) -> Outcome:
 
 def asked(model: str) -> pb.LLMRequest:
     parameters = pb.LLMRequest.Parameters(max_tokens=8, temperature=0.5, stop=["λλλ"], seed=3)
-    return pb.LLMRequest(prompt=PROMPT, model=model, parameters=parameters)
+    return pb.LLMRequest(prompt=PROMPT, memory=pb.MEMORY_OFF, model=model, parameters=parameters)
 
 
 def without_timings(event: StreamEvent) -> StreamEvent:

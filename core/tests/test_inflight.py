@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from lambdalm.call import Call
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import Code, LlmError, http_status
 from lambdalm.timings import HopClock
 from lambdalm.web.inflight import InFlight
 
@@ -25,7 +25,7 @@ def test_so_many_calls_are_admitted_and_one_more_is_refused() -> None:
     with flight.admit(new_call()), flight.admit(new_call()):
         assert len(flight) == 2
         error = refused(flight)
-        assert error.code is Code.UNAVAILABLE
+        assert (error.code, http_status(error, "edge")) == (Code.RESOURCE_EXHAUSTED, 503)
         assert error.retry_after is not None
         assert error.retry_after > 0
         assert len(flight) == 2

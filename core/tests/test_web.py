@@ -486,7 +486,7 @@ def test_calls_above_the_limit_are_refused_at_once_and_others_are_answered(narro
         for accept in ("application/json", SSE):
             response = narrow.query(ASK, accept=accept)
             error = error_of(response, 503)
-            assert error["code"] == "UNAVAILABLE"
+            assert error["code"] == "RESOURCE_EXHAUSTED"
             assert int(response.headers["Retry-After"]) >= 1
         assert narrow.get("/things").status_code == 200
     eventually(narrow, 200)

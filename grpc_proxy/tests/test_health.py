@@ -7,16 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
 
-from grpc_proxy import health, server
-from grpc_proxy.upstream import Upstream
 from lambdalm.testing.raw_http import Peer, Play, RawServer, answer
 
-from .conftest import SOON, WAIT, new_config
+from .conftest import SOON, WAIT, new_config, whole_proxy_here
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -32,22 +28,11 @@ def says(status: str) -> Play:
 @contextlib.asynccontextmanager
 async def watched(url: str, service: str) -> AsyncIterator[Any]:
     """The health of a proxy in front of this backend, as a stream of its changes."""
-    config = new_config(url)
-    async with server.session(config) as http:
-        servicer = aio.HealthServicer()
-        serving = grpc.aio.server()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, serving)
-        port = serving.add_insecure_port("127.0.0.1:0")
-        await serving.start()
-        watching = asyncio.create_task(health.watch(Upstream(http, config.upstream, WAIT), servicer, SOON))
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            changes = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
-            yield changes
-            changes.cancel()
-        watching.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await watching
-        await serving.stop(0)
+    config = new_config(url, upstream={"check_seconds": SOON})
+    async with whole_proxy_here(config) as here, here.proxy.health.watched():
+        changes = health_pb2_grpc.HealthStub(here.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+        yield changes
+        changes.cancel()
 
 
 async def becomes(changes: Any, status: int) -> None:
@@ -82,7 +67,12 @@ async def test_it_is_not_serving_while_the_backend_is_gone_and_serving_when_it_i
 
 @pytest.mark.parametrize("service", ["", "lambdalm.v1.LlmService"])
 async def test_nobody_is_told_serving_before_the_backend_has_been_looked_at(service: str) -> None:
-    servicer = aio.HealthServicer()
-    await health.not_looked_yet(servicer)
-    answer = await servicer.Check(health_pb2.HealthCheckRequest(service=service), None)
-    assert answer.status == NOT_SERVING
+    asked = asyncio.Event()
+
+    async def hangs(peer: Peer) -> None:
+        asked.set()
+        await peer.gone()
+
+    async with RawServer(hangs) as backend, watched(backend.url, service) as changes:
+        await asked.wait()
+        assert (await changes.read()).status == NOT_SERVING

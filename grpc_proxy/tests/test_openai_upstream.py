@@ -77,8 +77,8 @@ def base(backend: RawServer) -> str:
 @contextlib.asynccontextmanager
 async def upstream_of(url: str, **upstream: Any) -> AsyncIterator[Upstream]:
     config = new_config(url, upstream={"dialect": "openai", **upstream})
-    async with server.session(config) as http:
-        yield Upstream(http, config.upstream, WAIT)
+    async with server.session() as http:
+        yield Upstream(http, config.upstreams["main"], WAIT)
 
 
 async def read(
@@ -182,7 +182,7 @@ async def test_what_is_no_answer_is_an_error_of_the_server(sent: bytes, code: Co
 async def test_a_refusal_for_want_of_a_key_says_where_to_give_one() -> None:
     _, error = await read(sends(answer("401 Unauthorized", "application/json", b'{"error": "who?"}')))
     assert error is not None
-    assert "answered HTTP 401: who?; upstream.auth (BACKEND_AUTH, BACKEND_TOKEN_FILE)" in error.message
+    assert "answered HTTP 401: who?; its auth in the config (BACKEND_AUTH, BACKEND_TOKEN_FILE)" in error.message
 
 
 async def test_what_came_before_the_connection_broke_is_not_lost_on_a_slow_reader() -> None:
@@ -214,7 +214,7 @@ async def test_when_nothing_listens_it_is_unavailable_and_says_where() -> None:
         with pytest.raises(LlmError, match=rf"openai at {url} cannot be reached: Connection refused") as raised:
             await anext(upstream.stream(REQUEST, new_call()))
         assert (raised.value.code, raised.value.origin, raised.value.retry_after) == (Code.UNAVAILABLE, "openai", 1)
-        assert "cannot be reached" in (await upstream.healthy() or "")
+        assert "cannot be reached" in ((await upstream.look()).why or "")
 
 
 async def test_the_retry_after_of_a_refusal_is_kept() -> None:
@@ -258,14 +258,20 @@ async def test_models_that_make_no_sense_are_an_error_of_the_server(body: bytes)
 
 
 async def test_it_is_healthy_while_it_lists_its_models() -> None:
-    async with RawServer(sends(answer("200 OK", "application/json", b"{}"))) as backend:
-        async with upstream_of(base(backend)) as upstream:
-            assert await upstream.healthy() is None
-            backend.play = sends(answer("503 Service Unavailable", "application/json", b"{}"))
-            assert await upstream.healthy() == "its /models answers HTTP 503"
-            backend.play = Peer.gone
-            assert "no answer in time" in (await upstream.healthy() or "")
+    play = sends(answer("200 OK", "application/json", b"{}"))
+    async with RawServer(play) as backend, upstream_of(base(backend)) as upstream:
+        assert (await upstream.look()).why is None
+        backend.play = sends(answer("503 Service Unavailable", "application/json", b"{}"))
+        assert (await upstream.look()).why == "its /models answers HTTP 503"
+        backend.play = Peer.gone
+        assert "no answer in time" in ((await upstream.look()).why or "")
         assert {asked.target for asked in backend.requests} == {"/v1/models"}
+
+
+async def test_a_server_that_lists_no_models_lives() -> None:
+    play = sends(answer("404 Not Found", "application/json", b"{}"))
+    async with RawServer(play) as backend, upstream_of(base(backend)) as upstream:
+        assert (await upstream.look()).why is None
 
 
 @contextlib.asynccontextmanager

@@ -89,7 +89,7 @@ async def test_the_command_test_says_what_the_backend_offers() -> None:
     async with RawServer(play) as backend:
         ran = await asyncio.to_thread(grpc_proxy, "test", "--upstream", backend.url)
     assert ran.returncode == 0
-    assert ran.stdout == f"the backend at {backend.url} is healthy; its models: tiny\n"
+    assert ran.stdout == f"the store sqlite answers\nthe backend at {backend.url} is healthy; its models: tiny\n"
 
 
 def test_the_command_test_says_when_nothing_is_there() -> None:

@@ -285,14 +285,14 @@ async def test_an_id_that_could_not_be_passed_on_is_refused(wire: Wire, given: s
     ("request_", "field"),
     [
         (pb.LLMRequest(), "prompt"),
-        (pb.LLMRequest(prompt="hi", session_id="s1"), "session_id"),
+        (pb.LLMRequest(messages=[pb.ChatMessage(role="user", content="hi")], session_id="s1"), "messages"),
         (pb.LLMRequest(prompt="hi", messages=[pb.ChatMessage(role="user", content="hi")]), "messages"),
         (pb.LLMRequest(messages=[pb.ChatMessage(role="wizard", content="hi")]), "messages[0].role"),
         (pb.LLMRequest(prompt="hi", parameters=pb.LLMRequest.Parameters(temperature=2.1)), "temperature"),
         (pb.LLMRequest(prompt="hi", parameters=pb.LLMRequest.Parameters(max_tokens=0)), "max_tokens"),
         (pb.LLMRequest(prompt="hi", parameters=pb.LLMRequest.Parameters(top_p=float("nan"))), "top_p"),
     ],
-    ids=["nothing", "a session", "both", "a role", "temperature", "max_tokens", "NaN"],
+    ids=["nothing", "messages in a session", "both", "a role", "temperature", "max_tokens", "NaN"],
 )
 async def test_a_request_that_cannot_be_answered_is_refused_by_its_field(
     wire: Wire, request_: pb.LLMRequest, field: str

@@ -51,8 +51,8 @@ OURS = LlmError(Code.RESOURCE_EXHAUSTED, "no room: λ", retry_after=2.5, origin=
 @contextlib.asynccontextmanager
 async def upstream_of(url: str, heartbeat: float = WAIT) -> AsyncIterator[Upstream]:
     config = new_config(url, stream={"heartbeat_seconds": heartbeat})
-    async with server.session(config) as http:
-        yield Upstream(http, config.upstream, heartbeat)
+    async with server.session() as http:
+        yield Upstream(http, config.upstreams["main"], heartbeat)
 
 
 def sends(*pieces: bytes, reset: bool = False) -> Play:
@@ -300,8 +300,8 @@ async def test_an_error_of_the_api_gateway_before_the_backend_says_so() -> None:
 async def test_the_configured_model_is_asked_for_where_a_request_names_none() -> None:
     async with RawServer(sends(OK_SSE + WHOLE)) as backend:
         config = new_config(backend.url, upstream={"model": "a"})
-        async with server.session(config) as http:
-            upstream = Upstream(http, config.upstream, WAIT)
+        async with server.session() as http:
+            upstream = Upstream(http, config.upstreams["main"], WAIT)
             for request in (ChatRequest(prompt="λ"), REQUEST):
                 async for _ in upstream.stream(request, new_call()):
                     pass
@@ -431,7 +431,7 @@ async def test_when_nothing_listens_it_is_unavailable_and_says_where_and_when_to
         with pytest.raises(LlmError, match=r"http://127\.0\.0\.1:\d+ cannot be reached") as raised:
             await anext(upstream.stream(REQUEST, new_call()))
         assert (raised.value.code, raised.value.origin, raised.value.retry_after) == (Code.UNAVAILABLE, "backend", 1)
-        assert "cannot be reached" in (await upstream.healthy() or "")
+        assert "cannot be reached" in ((await upstream.look()).why or "")
         with pytest.raises(LlmError, match="cannot be reached"):
             await upstream.models()
 
@@ -439,17 +439,17 @@ async def test_when_nothing_listens_it_is_unavailable_and_says_where_and_when_to
 async def test_a_backend_is_healthy_only_if_its_health_is_200() -> None:
     async with RawServer(sends(answer("200 OK", "application/json", b"{}"))) as backend:
         async with upstream_of(backend.url) as upstream:
-            assert await upstream.healthy() is None
+            assert (await upstream.look()).why is None
             backend.play = sends(answer("503 Service Unavailable", "application/json", b"{}"))
-            assert "HTTP 503" in (await upstream.healthy() or "")
+            assert "HTTP 503" in ((await upstream.look()).why or "")
             backend.play = sends(b"")
-            assert "broke off" in (await upstream.healthy() or "")
+            assert "broke off" in ((await upstream.look()).why or "")
         assert {asked.target for asked in backend.requests} == {"/health"}
 
 
 async def test_a_backend_that_never_answers_is_not_healthy() -> None:
     async with RawServer(Peer.gone) as backend, upstream_of(backend.url) as upstream:
-        assert "no answer in time" in (await upstream.healthy() or "")
+        assert "no answer in time" in ((await upstream.look()).why or "")
 
 
 async def test_models_are_those_that_the_backend_lists() -> None:

@@ -109,7 +109,8 @@ class FakeProxy(llm_pb2_grpc.LlmServiceServicer):
         return pb.GetStatsResponse(
             active_calls=3,
             total_calls=127,
-            sessions=4,
+            sessions=7,
+            active_sessions=4,
             turns=89,
             completion_tokens=45678,
             errors=errors,

@@ -193,7 +193,12 @@ def test_models_are_what_the_proxy_names(url: str) -> None:
 def test_stats_have_the_shape_of_seed_002(url: str) -> None:
     assert requests.get(f"{url}/stats", timeout=WAIT).json() == {
         "connections": {"active_connections": 3, "total_connections": 127, "total_tokens_generated": 45678},
-        "conversations": {"active_sessions": 4, "total_turns": 89, "total_tokens_generated": 45678},
+        "conversations": {
+            "active_sessions": 4,
+            "total_sessions": 7,
+            "total_turns": 89,
+            "total_tokens_generated": 45678,
+        },
         "errors": {"total_errors": 3, "by_category": {"CANCELLED": 1, "UNAVAILABLE": 2}},
         "uptime_seconds": 9.5,
     }

@@ -14,7 +14,7 @@ from backend_lambda.app import add_routes
 from backend_lambda.config import Config
 from backend_lambda.providers.table import PROVIDERS
 from backend_lambda.service import make_backend
-from lambdalm import logs
+from lambdalm import logs, tracing
 from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_cli
 from lambdalm.web import bearer
 from lambdalm.web.app import HttpHop
@@ -26,6 +26,7 @@ HOP = "backend"
 
 def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     """The app, in the process that serves: engines do not survive a fork."""
+    tracing.start(HOP)
     token = config.listen.secret()
     backend = make_backend(config)
     atexit.register(backend.close)

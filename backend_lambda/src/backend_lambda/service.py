@@ -13,6 +13,7 @@ from collections.abc import Generator
 
 import msgspec
 
+from backend_lambda.chat_span import chat_span, described
 from backend_lambda.config import Config
 from backend_lambda.interactions import InteractionLog, open_log
 from backend_lambda.providers.base import ModelInfo, Provider, ProviderHealth
@@ -105,8 +106,13 @@ class Backend:
     def _answer(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
         if request.session_id is not None:
             raise invalid("session_id", "the backend keeps no sessions; ask the gRPC proxy, or send messages")
-        with self._slots.take(call), contextlib.closing(self.provider.stream(request, call)) as events:
-            yield from checked(events)
+        with (
+            call.span.blamed(),
+            self._slots.take(call),
+            chat_span(self.provider.name, request, call) as span,
+            contextlib.closing(self.provider.stream(request, call)) as events,
+        ):
+            yield from described(checked(events), span)
 
 
 def make_backend(config: Config) -> Backend:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 
 from lambdalm.errors import Code, LlmError
 from lambdalm.timings import HopClock
+from lambdalm.tracing import UNTRACED, Span
 
 REQUEST_ID = "x-request-id"
 REQUEST_TIMEOUT = "x-request-timeout"
@@ -41,6 +42,10 @@ class Call:
         self.budget = budget
         self.deadline = time.monotonic() + budget
         self.clock = clock
+        self.attempts = 0
+        """How often the hop behind this one has been asked for it."""
+        self.span: Span = UNTRACED
+        """This hop's part of the request's trace, which says where in it the next hop is."""
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next_key = 0

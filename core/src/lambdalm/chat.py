@@ -41,8 +41,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A prompt or a conversation, and how to answer it. `None` leaves a choice to the engine.
 
-    `max_tokens` counts the answer's tokens; `temperature` is 0 to 2, `top_p` 0 to 1, the penalties −2 to 2. `system` goes
-    before a prompt. `session_id`, `memory` and `on_disconnect` are for the gRPC proxy, the hop that remembers.
+    `max_tokens` counts the answer's tokens; `temperature` is 0 to 2, `top_p` 0 to 1, the penalties −2 to 2. `system`
+    goes before a prompt. `session_id`, `memory` and `on_disconnect` are for the gRPC proxy, the hop that remembers.
     """
 
     prompt: str | None = None

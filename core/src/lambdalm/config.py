@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -75,7 +77,7 @@ def load(
     try:
         return Loaded(msgspec.convert(tree, kind, strict=False), sources)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{file}: {_where(str(error), sources)}") from None
+        raise ConfigError(f"{file}: {_where(_named(str(error), tree, kind), sources)}") from None
 
 
 def show(loaded: Loaded[Any]) -> str:
@@ -155,6 +157,23 @@ def _put(tree: dict[str, Any], path: str, value: Any, file: Path) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"{file}: {parent}: must hold keys and values")
     tree[last] = value
+
+
+def _named(why: str, tree: dict[str, Any], kind: type[Any]) -> str:
+    """The same with the key of a mapping in the place of msgspec's `[...]`: the first that fails alone, too."""
+    before, found, after = why.rpartition("[...]")
+    path = before.rpartition("`$")[2].removeprefix(".")
+    if not found or "[" in path:
+        return why
+    mapping = reduce(lambda node, key: node[key], path.split("."), tree)
+    for key, value in mapping.items():
+        alone = deepcopy(tree)
+        _put(alone, path, {key: value}, Path())
+        try:
+            msgspec.convert(alone, kind, strict=False)
+        except msgspec.ValidationError:
+            return f"{before}.{key}{after}"
+    return why
 
 
 def _where(why: str, sources: dict[str, str]) -> str:

@@ -126,6 +126,13 @@ class LlmError(Exception):
         return f"LlmError({self.code}, {self.message!r}, origin={self.origin!r})"
 
 
+class FullError(LlmError):
+    """A hop works and takes no more requests now; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(Code.RESOURCE_EXHAUSTED, message, retry_after=retry_after)
+
+
 def bug(hop: str) -> LlmError:
     """What a caller is told when our own code raised something unforeseen; the log has the rest."""
     return LlmError(Code.INTERNAL, f"an internal error: the {hop}'s log has it under this request's id", origin=hop)
@@ -150,10 +157,10 @@ class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
 def http_status(error: LlmError, here: str) -> int:
     """The HTTP status with which the hop `here` answers `error`.
 
-    An INTERNAL error of this hop is a 500; one that came from behind it is a 502 (bad gateway). Where the store has no
-    room it is a 503: a 429 would tell the caller to send less.
+    An INTERNAL error of this hop is a 500; one that came from behind it is a 502 (bad gateway). Where this hop is full
+    or the store has no room it is a 503: a 429 would tell the caller to send less.
     """
-    if error.code is Code.RESOURCE_EXHAUSTED and error.origin == STORE:
+    if isinstance(error, FullError) or (error.code is Code.RESOURCE_EXHAUSTED and error.origin == STORE):
         return TABLE[Code.UNAVAILABLE].http
     if error.code is Code.INTERNAL and error.origin not in (None, here):
         return 502

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import uvloop
 
-from grpc_proxy import server
+from grpc_proxy import key_commands, metrics, server, tls, workers
 from grpc_proxy.config import Config
-from grpc_proxy.service import HOP
+from grpc_proxy.door import HOP
+from grpc_proxy.keys import make_ring
+from grpc_proxy.store.base import Key
 from grpc_proxy.upstream import Upstream
-from lambdalm import logs
-from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
+from grpc_proxy.wiring import make_proxy
+from lambdalm import logs, tracing
+from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.runtime import settle
 
@@ -20,22 +23,59 @@ from lambdalm.runtime import settle
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
     settle()
+    if config.workers > 1:
+        _check_files(config)
+    shared = [config.listen, *([config.bridge.http, config.bridge.https] if config.bridge.enabled else [])]
+    with metrics.shared(config.workers) as ended:
+        workers.run(config.workers, shared, lambda number: _serve(config), ended)
+
+
+def _serve(config: Config) -> None:
+    tracing.start(HOP)
     uvloop.run(server.serve(config))
 
 
+def _check_files(config: Config) -> None:
+    """Once, in the parent: what cannot be read would end every worker, again and again."""
+    make_ring(config.keys)
+    if config.tls.cert_path is not None:
+        tls.Certificate(config.tls)
+
+
 def test(config: Config) -> str:
-    """Look at the backend's health and models."""
+    """Look at the backends' health and models, and at the store."""
+    return asyncio.run(_look(config))
 
-    async def look() -> str:
-        async with server.session(config) as http:
-            upstream = Upstream(http, config.upstream, config.stream.heartbeat_seconds)
-            why = await upstream.healthy()
-            if why is not None:
-                raise LlmError(Code.UNAVAILABLE, why, origin=upstream.origin)
-            models = ", ".join(model.id for model in await upstream.models())
-            return f"the backend at {config.upstream.url} is healthy; its models: {models}"
 
-    return asyncio.run(look())
+async def _look(config: Config) -> str:
+    async with server.session() as http:
+        proxy = await make_proxy(config, http)
+        try:
+            await proxy.store.get(Key("test", "test"))
+            lines = [f"the store {proxy.store.name} answers"]
+            for name, member in proxy.pool.members.items():
+                lines.append(await _tried(config.each_upstream()[name].url, member.upstream))
+        finally:
+            await proxy.close()
+    return "\n".join(lines)
+
+
+async def _tried(url: str, upstream: Upstream) -> str:
+    look = await upstream.look()
+    if look.why is not None:
+        raise LlmError(Code.UNAVAILABLE, look.why, origin=upstream.origin)
+    models = ", ".join(model.id for model in await upstream.models())
+    return f"the backend at {url} is healthy; its models: {models}"
+
+
+def make_store(config: Config) -> str:
+    """Make what the store needs and does not make by itself."""
+    if config.store.kind != "dynamodb":
+        return f"the store {config.store.kind} needs nothing made"
+    from grpc_proxy.store.dynamodb import create_table
+
+    create_table(config.store.dynamodb)
+    return f"the table {config.store.dynamodb.table} is there"
 
 
 main = service_cli(
@@ -46,7 +86,11 @@ main = service_cli(
         Path(__file__).with_name("config.yaml"),
         serve,
         test,
-        [PORT, Flag("upstream", "upstream.url", "the upstream's URL, as upstream.dialect wants it"), LOG_LEVEL],
+        [PORT, Flag("upstream", "upstreams.main.url", "the upstream's URL, as its dialect wants it"), LOG_LEVEL],
+        [
+            *key_commands.COMMANDS,
+            Command("store-create", "Make the table that store.kind dynamodb needs.", make_store),
+        ],
     )
 )
 

@@ -23,7 +23,7 @@ Word = Annotated[str, Meta(pattern=r"^[a-z0-9-]+$")]
 
 
 class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The section `upstream.auth`. `token` is for bearer and x-api-key, `region` and `service` for aws_sigv4.
+    """The section `auth` of an upstream. `token` is for bearer and x-api-key, `region` and `service` for aws_sigv4.
 
     Where `kind` is not said, a token goes as a bearer: what a backend is given it wants, its proxy is given to bring.
     """
@@ -129,7 +129,7 @@ class _SigV4:
 
 
 def _unsigned(why: str) -> LlmError:
-    return LlmError(Code.UNAVAILABLE, f"upstream.auth: {why}", origin="proxy")
+    return LlmError(Code.UNAVAILABLE, f"the upstream's auth: {why}", origin="proxy")
 
 
 def _none(config: AuthConfig) -> Auth:
@@ -137,12 +137,12 @@ def _none(config: AuthConfig) -> Auth:
 
 
 def _bearer(config: AuthConfig) -> Auth:
-    token = read_secret("upstream.auth.token", config.token, config.token_file)
+    token = read_secret("auth.token", config.token, config.token_file)
     return _Fixed({"Authorization": f"Bearer {token}"}, token)
 
 
 def _api_key(config: AuthConfig) -> Auth:
-    token = read_secret("upstream.auth.token", config.token, config.token_file)
+    token = read_secret("auth.token", config.token, config.token_file)
     return _Fixed({"x-api-key": str(token)}, token)
 
 

@@ -30,6 +30,7 @@ from lambdalm.timings import Timings
 
 _T = TypeVar("_T")
 
+_NO_LIST = (404, 405, 501)  # a server that lists no models, and lives
 _MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer in one piece
 
 
@@ -48,6 +49,13 @@ class Refusal(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     retry_after: float | None = None
+
+
+class Look(NamedTuple):
+    """What a look at an upstream found: None, or why it cannot answer; and what runs there, where it says that."""
+
+    why: str | None
+    detail: str = ""
 
 
 class Failure(NamedTuple):
@@ -105,6 +113,10 @@ class Dialect(Protocol):
         """What an answer other than 200 says."""
         ...
 
+    def look(self, status: int, body: bytes) -> Look:
+        """What an answer of `health_url` says."""
+        ...
+
     def models(self, body: bytes) -> list[Model]:
         """What `models_url` gives; raises LlmError."""
         ...
@@ -145,12 +157,22 @@ class Query:
             return Failure(_foreign(refusal, "the backend"), {})
         return Failure(_advised(answer.error.to_error()), answer.timings)
 
+    def look(self, status: int, body: bytes) -> Look:
+        try:
+            said = msgspec.json.decode(body, type=_Health)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            said = _Health()
+        detail = " ".join(part for part in (said.provider, said.model) if part)
+        why = None if status == 200 else f"its /health answers HTTP {status}{said.detail and ': '}{said.detail}"
+        return Look(why, detail)
+
     def models(self, body: bytes) -> list[Model]:
         return _decoded(body, _Models, "the backend's /models").models
 
 
 class OpenAI:
-    """Any OpenAI-style server: vLLM, llama-server, LiteLLM, hosted ones. Its health is that it lists its models.
+    """Any OpenAI-style server: vLLM, llama-server, LiteLLM, hosted ones. It is healthy while it lists its models, or
+    says that it does not.
 
     Errors have the words and the origin of the backend's provider `openai`: it does not matter who asked the server.
     """
@@ -184,6 +206,11 @@ class OpenAI:
     def failure(self, refusal: Refusal) -> Failure:
         return Failure(_foreign(refusal, self._who), {})
 
+    def look(self, status: int, body: bytes) -> Look:
+        if status == 200 or status in _NO_LIST:
+            return Look(None, self.place)
+        return Look(f"its /models answers HTTP {status}", self.place)
+
     def models(self, body: bytes) -> list[Model]:
         listed = openai.listed_models(body, self._who)
         return [Model(row.id, self.origin, row.max_model_len) for row in listed]
@@ -195,6 +222,12 @@ DIALECTS: dict[str, Callable[[str], Dialect]] = {"query": Query, "openai": OpenA
 
 class _Models(msgspec.Struct, frozen=True):
     models: list[Model]
+
+
+class _Health(msgspec.Struct, frozen=True):
+    provider: str = ""
+    model: str = ""
+    detail: str = ""
 
 
 class _Plain(Protocol):
@@ -264,7 +297,7 @@ def _advised(error: LlmError) -> LlmError:
     """What a refusal of the proxy itself wants: it is not the caller who was not let in."""
     if error.code is not Code.UNAUTHENTICATED:
         return error
-    hint = "upstream.auth (BACKEND_AUTH, BACKEND_TOKEN_FILE) says how the proxy proves to it who asks"
+    hint = "its auth in the config (BACKEND_AUTH, BACKEND_TOKEN_FILE) says how the proxy proves to it who asks"
     return LlmError(error.code, f"{error.message}; {hint}", origin=error.origin)
 
 

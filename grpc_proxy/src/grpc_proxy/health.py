@@ -1,40 +1,115 @@
-"""grpc.health.v1, truthful about the backend: SERVING only while the backend says that it can answer."""
+"""Looks at the upstreams, and what they mean for this server: for grpc.health.v1, and whoever asks if it is ready.
+
+A look is a cheap request that spends no model time. Each upstream has its own, every so many seconds, so that one that
+hangs holds no other up; whoever asks for the health is told what was seen last and waits for nobody.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
 
-from grpc_proxy.upstream import Upstream
+from grpc_proxy.dialects import Look
+from grpc_proxy.pool import Member, Pool
 from lambdalm import logs
+from lambdalm.errors import LlmError
 
 SERVICE = "lambdalm.v1.LlmService"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LIST_SECONDS = 30.0  # between lists of an upstream's models
 
 _log = logs.get(__name__)
 
 
-async def not_looked_yet(servicer: aio.HealthServicer) -> None:
-    """Nobody is told SERVING before the backend has been seen."""
-    for service in ("", SERVICE):
-        await servicer.set(service, _NOT_SERVING)
+class Health:
+    """Whether requests would be answered: while some upstream can, and the server is not stopping."""
 
+    def __init__(self, pool: Pool, every: Mapping[str, float], looked: Callable[[], None]) -> None:
+        """`every` has for each upstream the seconds between looks; `looked` is told of each."""
+        self.servicer = aio.HealthServicer()
+        self._pool = pool
+        self._every = every
+        self._looked = looked
+        self._seen: set[str] = set()
+        self.stopping: str | None = None
+        self._said: bool | None = None
 
-async def watch(upstream: Upstream, servicer: aio.HealthServicer, every: float) -> None:
-    """Look at the backend every so many seconds, for ever, and set the health of the service and the server."""
-    before: str | None = "not looked at yet"
-    while True:
+    def why_not(self) -> str | None:
+        """None while it is ready; else why it is not."""
+        if self.stopping is not None:
+            return self.stopping
+        if not self._seen:
+            return "no backend has been looked at yet"
+        return self._pool.why_not()
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """While inside, the upstreams are looked at. Nobody is told SERVING before one has been seen."""
+        await self._tell()
+        tasks = [asyncio.create_task(self._watch(name, member)) for name, member in self._pool.members.items()]
         try:
-            why = await upstream.healthy()
-        except Exception as error:  # noqa: BLE001  # the task's edge: without it the last health would stay for ever
-            _log.error("a bug: the look at the backend raised", exc_info=error)
-            why = "the look at it failed: the log has it"
-        if why != before:
-            _log.info("the backend is healthy") if why is None else _log.warning("the backend is not healthy", why=why)
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Not ready any more, whatever the upstreams do."""
+        self.stopping = "shutting down"
+        await self.servicer.enter_graceful_shutdown()
+
+    async def _watch(self, name: str, member: Member) -> None:
+        listed = -_LIST_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            was = member.target.down if name in self._seen else ""
+            look = await self._look(member)
+            self._pool.looked(name, look)
+            self._seen.add(name)
+            self._looked()
+            await self._tell()
+            if look.why != was:
+                _log_change(name, look)
+                listed = -_LIST_SECONDS
+            if look.why is None and loop.time() - listed >= _LIST_SECONDS and await _list(member):
+                listed = loop.time()
+            await asyncio.sleep(self._every[name])
+
+    async def _look(self, member: Member) -> Look:
+        try:
+            return await member.upstream.look()
+        except Exception as error:  # noqa: BLE001  # the task's edge: without it the last look would count for ever
+            _log.error("a bug: the look at a backend raised", exc_info=error)
+            return Look("the look at it failed: the log has it")
+
+    async def _tell(self) -> None:
+        ready = self.why_not() is None
+        if ready != self._said:
+            self._said = ready
             for service in ("", SERVICE):
-                await servicer.set(service, _SERVING if why is None else _NOT_SERVING)
-            before = why
-        await asyncio.sleep(every)
+                await self.servicer.set(service, _SERVING if ready else _NOT_SERVING)
+
+
+def _log_change(name: str, look: Look) -> None:
+    if look.why is None:
+        _log.info("the backend is healthy", upstream=name, runs=look.detail)
+    else:
+        _log.warning("the backend is not healthy", upstream=name, why=look.why)
+
+
+async def _list(member: Member) -> bool:
+    """Learn what it offers; a backend that cannot say so now is asked again at the next look."""
+    try:
+        member.offers(await member.upstream.models())
+    except LlmError as error:
+        _log.debug("the backend does not list its models", why=error.message)
+        return False
+    except Exception as error:  # noqa: BLE001  # the task's edge, as above
+        _log.error("a bug: the list of a backend's models raised", exc_info=error)
+    return True

@@ -8,17 +8,14 @@ import signal
 
 import aiohttp
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
-from grpc_reflection.v1alpha import reflection
 
-from grpc_proxy import health
-from grpc_proxy.config import Config
-from grpc_proxy.service import LlmService
-from grpc_proxy.upstream import Upstream
+from grpc_proxy import bridge, health, tls
+from grpc_proxy.config import Config, LimitsConfig
+from grpc_proxy.wiring import Proxy, make_proxy
 from lambdalm import logs
 from lambdalm.descriptors import raise_limit
-from lambdalm_proto.v1 import llm_pb2, llm_pb2_grpc
+
+_LAST_WORDS_SECONDS = 2.0  # for calls that are told that the server stops
 
 _log = logs.get(__name__)
 
@@ -28,7 +25,8 @@ def options(config: Config) -> list[tuple[str, int]]:
     keepalive = config.keepalive
     return [
         ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
-        ("grpc.so_reuseport", 0),  # else a second server on the same port starts without a word
+        # Only among workers, whose parent holds the port: else a second server on it starts without a word.
+        ("grpc.so_reuseport", int(config.workers > 1)),
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", config.limits.max_message_bytes),
         ("grpc.keepalive_time_ms", keepalive.time_ms),
@@ -43,54 +41,70 @@ def options(config: Config) -> list[tuple[str, int]]:
 _KEPT_SECONDS = 4.0  # that an idle connection is kept: less than servers do, of which uvicorn's 5 s are the shortest
 
 
-def session(config: Config) -> aiohttp.ClientSession:
+def session() -> aiohttp.ClientSession:
     """The process's HTTP client: no total timeout, since each call has its own budget, and no retries."""
-    upstream = config.upstream
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=upstream.max_connections, keepalive_timeout=_KEPT_SECONDS),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_seconds),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_SECONDS),  # an upstream has its own limit
+        timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; then not ready, no new calls, and up to `grace` seconds for those in flight.
+    """Serve until SIGTERM or SIGINT; then not ready, after `drain_pause` no new calls, and up to `grace` seconds for
+    those in progress. What is left then ends with an error that says so.
 
-    Raises OSError when the address cannot be had.
+    Raises OSError when an address cannot be had, LlmError when the store or a file that the config names cannot.
     """
     raise_limit()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with session(config) as http:
-        upstream = Upstream(http, config.upstream, config.stream.heartbeat_seconds)
-        servicer = health_aio.HealthServicer()
-        server = grpc.aio.server(options=options(config))
-        llm_pb2_grpc.add_LlmServiceServicer_to_server(LlmService(upstream, config), server)  # type: ignore[no-untyped-call]
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        services = [
-            llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
-            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-            reflection.SERVICE_NAME,
-        ]
-        reflection.enable_server_reflection(services, server)
-        await health.not_looked_yet(servicer)
-        port = _bind(server, config)
+    if config.is_open:
+        _log.warning("anybody who reaches this port may call: set keys.file", listen=config.listen.address)
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(session())
+        proxy = await make_proxy(config, http)
+        stack.push_async_callback(proxy.close)
+        certificate = tls.Certificate(config.tls) if config.tls.cert_path is not None else None
+        server = proxy.server(options(config))
+        port = _bind(server, config, certificate)
+        bridges = await stack.enter_async_context(_bridge(config, proxy, certificate))
+        if certificate is not None:
+            await stack.enter_async_context(certificate.followed())
+        await stack.enter_async_context(proxy.health.watched())
         await server.start()
-        watching = asyncio.create_task(health.watch(upstream, servicer, config.upstream.check_seconds))
-        _log.info("ready", listen=f"{config.listen.host}:{port}", upstream=config.upstream.url)
+        _log.info("ready", listen=f"{config.listen.host}:{port}", tls=config.tls.enabled, health=bridges)
         await stopping.wait()
-        _log.info("stopping", grace_seconds=config.limits.grace)
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-        await servicer.enter_graceful_shutdown()
-        await server.stop(config.limits.grace)
+        await _stop(proxy, server, config.limits)
 
 
-def _bind(server: grpc.aio.Server, config: Config) -> int:
+async def _stop(proxy: Proxy, server: grpc.aio.Server, limits: LimitsConfig) -> None:
+    _log.info("stopping", drain_pause=limits.drain_pause, grace=limits.grace)
+    await proxy.health.stop()
+    await asyncio.sleep(limits.drain_pause)
+    ended = asyncio.create_task(server.stop(limits.grace + _LAST_WORDS_SECONDS))
+    drained = asyncio.create_task(proxy.service.finish(limits.grace))
+    await asyncio.wait({ended}, timeout=limits.grace)
+    proxy.door.stop_all()
+    await ended
+    await drained
+
+
+def _bind(server: grpc.aio.Server, config: Config, certificate: tls.Certificate | None) -> int:
     try:
+        if config.tls.enabled and certificate is not None:
+            return server.add_secure_port(config.listen.address, certificate.grpc_credentials())
         return server.add_insecure_port(config.listen.address)
     except RuntimeError:
         raise OSError(f"cannot listen on {config.listen.address}: is another server running there?") from None
+
+
+def _bridge(
+    config: Config, proxy: Proxy, certificate: tls.Certificate | None
+) -> contextlib.AbstractAsyncContextManager[list[str]]:
+    cookie = config.sticky.cookie if config.sticky.enabled else None
+    probes = bridge.Probes(health.SERVICE, proxy.health.why_not, proxy.metrics.exposition, cookie)
+    context = tls.server_context(tls.self_signed()) if certificate is None else certificate.https_context()
+    return bridge.serving(config.bridge, probes, context, reuse_port=config.workers > 1)

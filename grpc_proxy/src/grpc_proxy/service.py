@@ -1,84 +1,166 @@
-"""LlmService: what a call goes through, from its metadata to its status.
-
-The commit point is the first delta: `Started` is held back until then, so that an earlier failure still has its own
-status, and `Started` names the model that really answers.
-"""
+"""LlmService: its calls, in terms of what does the work."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import NoReturn
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-import grpc
 import msgspec
 
-from grpc_proxy.config import Config
-from grpc_proxy.upstream import Upstream
-from lambdalm import call as calls
-from lambdalm import logs, timings
-from lambdalm.call import Call
-from lambdalm.chat import ChatRequest, invalid
+from grpc_proxy.answering import Answering
+from grpc_proxy.chain import Hop, first_broken
+from grpc_proxy.config import StreamConfig
+from grpc_proxy.door import HOP, Asked, Context, Door
+from grpc_proxy.drain import Drains
+from grpc_proxy.exchange import Exchange
+from grpc_proxy.metrics import Metrics
+from grpc_proxy.pool import Pool
+from grpc_proxy.session_messages import session_to_proto, summary_to_proto
+from grpc_proxy.sessions import Sessions
 from lambdalm.coalesce import Coalescer
-from lambdalm.errors import Code, LlmError, bug
-from lambdalm.events import (
-    Answer,
-    Collector,
-    Delta,
-    Finished,
-    Heartbeat,
-    StreamEvent,
-    join,
-)
-from lambdalm.rpc import messages, status
-from lambdalm.timings import HopClock
+from lambdalm.errors import Code, LlmError
+from lambdalm.events import Answer, Collector, Delta, Finished, StreamEvent, join
+from lambdalm.rpc import messages
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
 
-HOP = "proxy"
-
-_log = logs.get(__name__)
-
-Context = grpc.aio.ServicerContext[object, object]
+Batches = AsyncGenerator[list[StreamEvent], None]
 
 
 class LlmService(llm_pb2_grpc.LlmServiceServicer):
     """The service. One instance per process, used in one event loop."""
 
-    def __init__(self, upstream: Upstream, config: Config) -> None:
-        self._upstream = upstream
-        self._limits = config.limits
-        self._write_seconds = config.stream.write_seconds
-        self._coalescer = Coalescer(config.stream.frames_per_second)
-        self._in_flight = 0
+    def __init__(
+        self,
+        config: StreamConfig,
+        door: Door,
+        answering: Answering,
+        sessions: Sessions,
+        pool: Pool,
+        look: Callable[[], Sequence[Hop]],
+        metrics: Metrics,
+    ) -> None:
+        self._write_seconds = config.write_seconds
+        self._coalescer = Coalescer(config.frames_per_second)
+        self._door = door
+        self._answering = answering
+        self._sessions = sessions
+        self._pool = pool
+        self._look = look
+        self._metrics = metrics
+        self._drains = Drains()
 
     async def generateText(self, request: pb.LlmQueryRequest, context: Context) -> pb.LlmQueryResponse:  # noqa: N802
-        async with self._call(context) as call:
-            asked = pb.LLMRequest(prompt=request.prompt)
+        async with self._door.call("generateText", context) as asked:
+            wanted = pb.LLMRequest(prompt=request.prompt)
             if request.HasField("max_tokens"):
-                asked.parameters.max_tokens = request.max_tokens
-            answer = await self._whole(messages.request_from_proto(asked), call)
+                wanted.parameters.max_tokens = request.max_tokens
+            exchange = asked.wants(messages.request_from_proto(wanted), makes_session=False)
+            answer = await self._whole(exchange)
+            await _begin(asked, context)
             return pb.LlmQueryResponse(text=answer.text)
 
     async def Generate(self, request: pb.LLMRequest, context: Context) -> pb.LLMResponse:  # noqa: N802
-        async with self._call(context) as call:
-            return messages.answer_to_proto(await self._whole(messages.request_from_proto(request), call))
+        async with self._door.call("Generate", context) as asked:
+            exchange = asked.wants(messages.request_from_proto(request))
+            answer = await self._whole(exchange)
+            await _begin(asked, context)
+            return messages.answer_to_proto(answer)
 
     async def GenerateStream(self, request: pb.LLMRequest, context: Context) -> None:  # noqa: N802
-        async with self._call(context) as call:
-            batches = self._answer(messages.request_from_proto(request), call)
+        async with self._door.call("GenerateStream", context) as asked:
+            exchange = asked.wants(messages.request_from_proto(request))
             with self._coalescer.stream():
-                async with contextlib.aclosing(batches):
+                async with contextlib.aclosing(self._batches(exchange)) as batches:
                     async for batch in batches:
+                        await _begin(asked, context)
                         await self._write(batch, context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
-        async with self._call(context):
-            found = await self._upstream.models()
+        async with self._door.call("ListModels", context) as asked:
+            key = asked.caller.key
+            found = [model for model in await self._pool.models() if key is None or key.allows(model.id)]
             return pb.ListModelsResponse(
                 models=[pb.Model(id=m.id, provider=m.provider, context_window=m.context_window) for m in found]
             )
+
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:  # noqa: N802
+        async with self._door.call("ListSessions", context) as asked:
+            found = await self._sessions.list(asked.caller, max(request.limit, 0))
+            return pb.ListSessionsResponse(sessions=[summary_to_proto(*listing) for listing in found])
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        async with self._door.call("GetSession", context) as asked:
+            return session_to_proto(await self._sessions.get(asked.caller, request.session_id))
+
+    async def DeleteSession(  # noqa: N802
+        self, request: pb.DeleteSessionRequest, context: Context
+    ) -> pb.DeleteSessionResponse:
+        async with self._door.call("DeleteSession", context) as asked:
+            await self._sessions.delete(asked.caller, request.session_id)
+            return pb.DeleteSessionResponse()
+
+    async def GetChain(self, request: pb.GetChainRequest, context: Context) -> pb.GetChainResponse:  # noqa: N802
+        async with self._door.call("GetChain", context):
+            hops = self._look()
+            return pb.GetChainResponse(
+                hops=[pb.HopStatus(hop=hop.hop, name=hop.name, ok=hop.ok, detail=hop.detail) for hop in hops],
+                first_broken=first_broken(hops),
+            )
+
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:  # noqa: N802
+        async with self._door.call("GetStats", context):
+            counted = self._metrics
+            return pb.GetStatsResponse(
+                active_calls=counted.active,
+                total_calls=counted.total,
+                sessions=counted.sessions_made,
+                active_sessions=counted.active_sessions,
+                turns=counted.turns_completed,
+                completion_tokens=counted.completion_tokens,
+                errors=counted.errors,
+                uptime_seconds=time.monotonic() - counted.started,
+            )
+
+    async def finish(self, seconds: float) -> None:
+        """Let what callers have left behind come to its end, for at most so long."""
+        await self._drains.finish(seconds)
+        await self._answering.finish()
+
+    def _batches(self, exchange: Exchange) -> Batches:
+        """The answer with this hop's time in its end; what is to be drained, made apart from its caller."""
+        batches = self._observed(exchange)
+        return self._drains.through(batches, exchange.call) if exchange.request.on_disconnect == "drain" else batches
+
+    async def _observed(self, exchange: Exchange) -> Batches:
+        clock = exchange.call.clock
+        before: float | None = None
+        async with contextlib.aclosing(self._answering.stream(exchange)) as batches:
+            async for batch in batches:
+                if any(isinstance(event, Delta) for event in batch):
+                    clock.first_delta()
+                    now = time.monotonic()
+                    if before is None:
+                        self._metrics.first_delta(clock.total_ms() / 1000)
+                    else:
+                        self._metrics.gap(now - before)
+                    before = now
+                if isinstance(batch[-1], Finished):
+                    if batch[-1].timings:
+                        clock.behind = batch[-1].timings
+                    batch[-1] = msgspec.structs.replace(batch[-1], timings=clock.timings())
+                    self._metrics.used(self._pool.known(exchange.model), exchange.usage)
+                yield batch
+
+    async def _whole(self, exchange: Exchange) -> Answer:
+        collector = Collector()
+        async with contextlib.aclosing(self._batches(exchange)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    collector.add(event)
+        return collector.answer()
 
     async def _write(self, batch: list[StreamEvent], context: Context) -> None:
         for event in join(batch):
@@ -94,90 +176,9 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         if pause and not isinstance(batch[-1], Finished):
             await asyncio.sleep(pause)
 
-    async def _whole(self, request: ChatRequest, call: Call) -> Answer:
-        collector = Collector()
-        async with contextlib.aclosing(self._answer(request, call)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    collector.add(event)
-        return collector.answer()
 
-    async def _answer(self, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
-        """The backend's stream with `Started` held back until the first delta, and this hop's time in its end."""
-        if request.session_id is not None:
-            raise invalid("session_id", "this proxy keeps no sessions yet; send the whole conversation as messages")
-        held: list[StreamEvent] = []
-        committed = False
-        async with contextlib.aclosing(self._upstream.stream(request, call)) as batches:
-            async for batch in batches:
-                if not committed:
-                    committed = any(isinstance(event, Delta | Finished) for event in batch)
-                    if not committed:
-                        held += [event for event in batch if not isinstance(event, Heartbeat)]
-                        if len(batch) == 1 and isinstance(batch[0], Heartbeat):
-                            yield batch
-                        continue
-                    batch = held + batch
-                if any(isinstance(event, Delta) for event in batch):
-                    call.clock.first_delta()
-                if isinstance(batch[-1], Finished):
-                    if batch[-1].timings:
-                        call.clock.behind = batch[-1].timings
-                    batch[-1] = msgspec.structs.replace(batch[-1], timings=call.clock.timings())
-                yield batch
-
-    @contextlib.asynccontextmanager
-    async def _call(self, context: Context) -> AsyncIterator[Call]:
-        """The call's id, budget and place among those in flight; ends it with its status and trailing metadata."""
-        clock = HopClock(HOP)
-        metadata = dict(context.invocation_metadata() or ())
-        call = Call("", self._limits.max_timeout, clock)
-        try:
-            left = context.time_remaining()
-            budget = self._limits.default_timeout if left is None else left
-            call = Call(
-                calls.request_id(_text(metadata.get(calls.REQUEST_ID))), min(budget, self._limits.max_timeout), clock
-            )
-            with self._admitted():
-                call.check()
-                async with asyncio.timeout(call.remaining()):
-                    yield call
-            context.set_trailing_metadata(_trailing(call))
-            _log.info("answered", request_id=call.id, ms=clock.total_ms())
-        except TimeoutError:
-            await _abort(context, call, call.out_of_time())
-        except LlmError as error:
-            await _abort(context, call, error.at(HOP))
-        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter comes of a write to a caller who has left
-            _log.info("the caller left", request_id=call.id, ms=clock.total_ms())
-            raise asyncio.CancelledError from None
-        except Exception as error:  # noqa: BLE001  # the edge of the process: the caller must be told, whatever it was
-            _log.error("a bug: the call raised", request_id=call.id, exc_info=error)
-            await _abort(context, call, bug(HOP))
-
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._in_flight >= self._limits.max_in_flight:
-            raise LlmError(
-                Code.RESOURCE_EXHAUSTED,
-                f"{self._in_flight} calls are in progress, which is the limit: come back later",
-                retry_after=1,
-            )
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-
-
-async def _abort(context: Context, call: Call, error: LlmError) -> NoReturn:
-    _log.info("failed", request_id=call.id, **error.for_log(), ms=call.clock.total_ms())
-    await context.abort(status.STATUS[error.code], error.message, _trailing(call) + status.details(error))
-
-
-def _trailing(call: Call) -> status.Metadata:
-    return ((timings.SERVER_TIMING, timings.encode(call.clock.timings())), (calls.REQUEST_ID, call.id))
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+async def _begin(asked: Asked, context: Context) -> None:
+    """The initial metadata goes out with the first message: by then it is known whose session it is."""
+    if not asked.begun:
+        asked.begun = True
+        await context.send_initial_metadata(asked.cookies())

@@ -19,28 +19,40 @@ from yarl import URL
 
 from grpc_proxy.auth import make_auth
 from grpc_proxy.config import UpstreamConfig
-from grpc_proxy.dialects import Failure, Model, Reader, Refusal
-from lambdalm import sse
+from grpc_proxy.dialects import Failure, Look, Model, Reader, Refusal
+from lambdalm import sse, tracing
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Heartbeat, StreamEvent
 from lambdalm.foreign_errors import seconds_to_wait
+from lambdalm.tracing import Span, Trace
 
 _MAX_ERROR_BYTES = 64 * 1024
 _FAREWELL_SECONDS = 1.0
 
 
 class Upstream:
-    """One upstream. `session` is the process's aiohttp session; raises LlmError where its token cannot be read."""
+    """One upstream. `session` is the process's aiohttp session, `name` what traces call it; raises LlmError where its
+    token cannot be read."""
 
-    def __init__(self, session: aiohttp.ClientSession, config: UpstreamConfig, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, config: UpstreamConfig, heartbeat_seconds: float, name: str = "main"
+    ) -> None:
         self._session = session
         self._dialect = config.speak()
         self._auth = make_auth(config.auth)
         self._model = config.model
         self._heartbeat = heartbeat_seconds
         self._check_timeout = config.check_timeout
+        url = URL(self._dialect.ask_url)
+        self._known: dict[str, str | int] = {  # what every span says
+            "lambdalm.upstream": name,
+            "http.request.method": "POST",
+            "server.address": url.host or "",
+            "server.port": url.port or 0,
+        }
+        self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=config.connect_seconds)
 
     @property
     def origin(self) -> str:
@@ -56,31 +68,31 @@ class Upstream:
         if request.model is None and self._model is not None:
             request = msgspec.structs.replace(request, model=self._model)
         call.clock.slot_taken()  # from here on it is the upstream's time, also if it tells nothing of it
-        opening = asyncio.create_task(self._open(request, call))
-        try:
-            while not (await asyncio.wait({opening}, timeout=self._heartbeat))[0]:
-                yield [Heartbeat()]
-            response = opening.result()
-            if response.status != 200:
-                failure = await self._failure(response)
-                call.clock.behind = failure.timings
-                raise failure.error
-            async for batch in self._batches(response, request, call):
-                yield batch
-        except (aiohttp.ClientError, OSError, LlmError) as error:
-            raise self._as_ours(error) from None
-        finally:
-            await _close(opening)
+        with self._span(request, call) as span:
+            opening = asyncio.create_task(self._open(request, call, span.trace))
+            try:
+                while not (await asyncio.wait({opening}, timeout=self._heartbeat))[0]:
+                    yield [Heartbeat()]
+                response = opening.result()
+                span.set({"http.response.status_code": response.status})
+                if response.status != 200:
+                    failure = await self._failure(response)
+                    call.clock.behind = failure.timings
+                    raise failure.error
+                async for batch in self._batches(response, request, call):
+                    yield batch
+            except (aiohttp.ClientError, OSError, LlmError) as error:
+                raise self._as_ours(error) from None
+            finally:
+                await _close(opening)
 
-    async def healthy(self) -> str | None:
-        """None when the upstream says that it can answer; else why it cannot."""
-        url = URL(self._dialect.health_url)
+    async def look(self) -> Look:
+        """Whether the upstream says that it can answer; never raises, and never spends model time."""
         try:
-            async with self._get(url) as response:
-                await response.read()
-                return None if response.status == 200 else f"its /{url.name} answers HTTP {response.status}"
+            async with self._get(URL(self._dialect.health_url)) as response:
+                return self._dialect.look(response.status, await response.read())
         except LlmError as error:
-            return error.message
+            return Look(error.message)
 
     async def models(self) -> list[Model]:
         """The models that the upstream offers, the configured one first; raises LlmError."""
@@ -91,7 +103,15 @@ class Upstream:
             found = self._dialect.models(await response.read())
         return sorted(found, key=lambda model: model.id != self._model)
 
-    async def _open(self, request: ChatRequest, call: Call) -> aiohttp.ClientResponse:
+    def _span(self, request: ChatRequest, call: Call) -> Span:
+        """One attempt at an answer, the next of this call."""
+        call.attempts += 1
+        known = {**self._known, "lambdalm.attempt": call.attempts}
+        if request.model is not None:
+            known["gen_ai.request.model"] = request.model
+        return tracing.span("POST", "client", call.span.trace, known)
+
+    async def _open(self, request: ChatRequest, call: Call, trace: Trace) -> aiohttp.ClientResponse:
         url, body = URL(self._dialect.ask_url), self._dialect.encode(request)
         asked = {
             "Content-Type": "application/json",
@@ -100,7 +120,10 @@ class Upstream:
             REQUEST_TIMEOUT: f"{call.passed_on():.6f}",
         }
         headers = await self._auth.headers("POST", str(url), asked, body)
-        return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        headers = {**headers, **dict(trace.headers())}  # not signed, since whoever forwards the request may change them
+        return await self._session.post(
+            url, data=body, headers=headers, timeout=self._connecting, allow_redirects=False
+        )
 
     @contextlib.asynccontextmanager
     async def _get(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -108,7 +131,9 @@ class Upstream:
         try:
             async with asyncio.timeout(self._check_timeout):
                 headers = await self._auth.headers("GET", str(url), {}, b"")
-                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                async with self._session.get(
+                    url, headers=headers, timeout=self._connecting, allow_redirects=False
+                ) as response:
                     yield response
         except (aiohttp.ClientError, OSError, LlmError) as error:
             raise self._as_ours(error) from None

@@ -360,7 +360,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("active_calls", "total_calls", "sessions", "turns", "completion_tokens", "errors", "uptime_seconds")
+    __slots__ = ("active_calls", "total_calls", "sessions", "turns", "completion_tokens", "errors", "uptime_seconds", "active_sessions")
     class ErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +375,7 @@ class GetStatsResponse(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     active_calls: int
     total_calls: int
     sessions: int
@@ -382,4 +383,5 @@ class GetStatsResponse(_message.Message):
     completion_tokens: int
     errors: _containers.ScalarMap[str, int]
     uptime_seconds: float
-    def __init__(self, active_calls: _Optional[int] = ..., total_calls: _Optional[int] = ..., sessions: _Optional[int] = ..., turns: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., errors: _Optional[_Mapping[str, int]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    active_sessions: int
+    def __init__(self, active_calls: _Optional[int] = ..., total_calls: _Optional[int] = ..., sessions: _Optional[int] = ..., turns: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., errors: _Optional[_Mapping[str, int]] = ..., uptime_seconds: _Optional[float] = ..., active_sessions: _Optional[int] = ...) -> None: ...

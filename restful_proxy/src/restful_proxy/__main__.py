@@ -7,7 +7,7 @@ from pathlib import Path
 
 import flask
 
-from lambdalm import logs
+from lambdalm import logs, tracing
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.web.app import HttpHop
@@ -23,6 +23,7 @@ HOP = "edge"
 
 def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
     """The app, in the process that serves: gRPC channels do not survive a fork."""
+    tracing.start(HOP)
     proxy = GrpcProxy(config.grpc)
     atexit.register(proxy.close)
     hop = HttpHop(HOP, config.limits, lifecycle)

@@ -23,9 +23,10 @@ class Connections(msgspec.Struct, frozen=True):
 
 
 class Conversations(msgspec.Struct, frozen=True):
-    """Sessions, their turns that were completed, and the tokens of all answers."""
+    """Sessions in use and all that were made, turns that were completed, and the tokens of all answers."""
 
     active_sessions: int
+    total_sessions: int
     total_turns: int
     total_tokens_generated: int
 
@@ -61,7 +62,7 @@ def statistics(message: pb.GetStatsResponse) -> Stats:
     tokens = message.completion_tokens
     return Stats(
         Connections(message.active_calls, message.total_calls, tokens),
-        Conversations(message.sessions, message.turns, tokens),
+        Conversations(message.active_sessions, message.sessions, message.turns, tokens),
         Errors(sum(errors.values()), errors),
         round(message.uptime_seconds, 3),
     )

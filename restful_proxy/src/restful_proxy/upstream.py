@@ -51,6 +51,10 @@ class GrpcProxy:
 
         `caller` has its cookies when the first event is there, or the error.
         """
+        with call.span.blamed():
+            yield from self._events(request, call, caller)
+
+    def _events(self, request: ChatRequest, call: Call, caller: Caller) -> Generator[StreamEvent, None, None]:
         reading = Reading(self._thread, partial(self._begin, request, call, caller), caller.answered)
         begun = False
         try:
@@ -134,7 +138,8 @@ async def _open(config: GrpcConfig) -> Link:
 
 
 def _metadata(call: Call, caller: Caller) -> Metadata:
-    return ((REQUEST_ID, call.id), *caller.metadata)
+    """The caller's headers, but for a trace: below this hop's span, if it makes any."""
+    return tuple({REQUEST_ID: call.id, **dict(caller.metadata), **dict(call.span.trace.headers())}.items())
 
 
 def _heard(trailing: status.Metadata, call: Call) -> bool:

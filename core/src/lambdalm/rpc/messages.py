@@ -109,9 +109,9 @@ def event_to_proto(event: StreamEvent) -> pb.LLMStreamEvent:
             delta = pb.ToolCallDelta(index=index, id=id, name=name, arguments=arguments)
             return pb.LLMStreamEvent(tool_call_delta=delta)
         case Usage():
-            return pb.LLMStreamEvent(usage=_usage_to_proto(event.tokens()))
+            return pb.LLMStreamEvent(usage=usage_to_proto(event.tokens()))
         case Finished(reason, usage, timings):
-            end = pb.Finished(reason=_REASONS[reason], usage=_usage_to_proto(usage), timings=_timings_to_proto(timings))
+            end = pb.Finished(reason=_REASONS[reason], usage=usage_to_proto(usage), timings=_timings_to_proto(timings))
             return pb.LLMStreamEvent(finished=end)
 
 
@@ -149,7 +149,7 @@ def answer_to_proto(answer: Answer) -> pb.LLMResponse:
             pb.ToolCall(id=call.id or "", name=call.name or "", arguments=call.arguments) for call in answer.tool_calls
         ],
         finish_reason=_REASONS[answer.finish_reason],
-        usage=_usage_to_proto(answer.usage),
+        usage=usage_to_proto(answer.usage),
         timings=_timings_to_proto(answer.timings),
         session_id=answer.session_id or "",
     )
@@ -161,10 +161,16 @@ def _known(table: Mapping[int, _T], field: str, number: int) -> _T:
     return table[number]
 
 
-def _usage_to_proto(usage: Tokens | None) -> pb.Usage | None:
+def usage_to_proto(usage: Tokens | None) -> pb.Usage | None:
+    """Tokens as a message; None where nothing is known."""
     if usage is None:
         return None
     return pb.Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def reason_to_proto(reason: FinishReason | None) -> pb.FinishReason:
+    """A finish reason's number."""
+    return pb.FINISH_REASON_UNSPECIFIED if reason is None else _REASONS[reason]
 
 
 def _counts(usage: pb.Usage) -> tuple[int | None, int | None]:

@@ -7,6 +7,7 @@ proxy would listen to them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 Line = Callable[[str, str], None]
@@ -29,16 +30,30 @@ _LOOK_SECONDS = 0.02
 
 
 class Ports(NamedTuple):
-    """A port for each hop."""
+    """A port for each hop, and for the proxy's health over HTTP and HTTPS."""
 
     backend: int
     proxy: int
     edge: int
+    health: int
+    health_tls: int
 
 
-DEFAULT_PORTS = Ports(8500, 50051, 8080)
+DEFAULT_PORTS = Ports(8500, 50051, 8080, 8081, 8443)
 MODULES = {"backend": "backend_lambda", "proxy": "grpc_proxy", "edge": "restful_proxy"}
-"""Hop → the module that runs it, in the order in which they start; they stop in the opposite order."""
+"""Kind of hop → the module that runs it, in the order in which they start; they stop in the opposite order."""
+
+
+class Kind(NamedTuple):
+    """How the hops of one kind are run: so many of them, their command after the words `under`, and with `options`.
+
+    Of several backends the first is called `backend`, the second `backend-2`, and so on. With none of them BACKEND_URL
+    says where there is one.
+    """
+
+    number: int = 1
+    under: Sequence[str] = ()
+    options: Sequence[str] = ()
 
 
 class ChainError(Exception):
@@ -46,7 +61,7 @@ class ChainError(Exception):
 
 
 def free_ports() -> Ports:
-    """Three ports that nothing listens on now."""
+    """Ports that nothing listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
     ports = Ports(*(sock.getsockname()[1] for sock in sockets))
     for sock in sockets:
@@ -63,13 +78,13 @@ def taken(port: int) -> bool:
 class Hop:
     """One hop's process."""
 
-    def __init__(self, name: str, environ: Mapping[str, str], on_line: Line) -> None:
+    def __init__(self, name: str, environ: Mapping[str, str], on_line: Line, how: Kind = Kind()) -> None:  # noqa: B008  # frozen
         self.name = name
         self.tail: list[str] = []
         self._on_line = on_line
         # A session of its own: Ctrl-C is for whoever runs the chain, who then stops the hops in order.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", MODULES[name], "serve"],
+            [*how.under, sys.executable, "-m", MODULES[_kind(name)], "serve", *how.options],
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -98,6 +113,15 @@ class Hop:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While inside, the hop and its processes hang: they hold their sockets and do nothing."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
@@ -108,10 +132,12 @@ class Hop:
 
 
 class Chain:
-    """The three servers. Use it as a context manager: what it has started it stops.
+    """The three servers, or more where `kinds` says so. Use it as a context manager: what it has started it stops.
 
     `environ` is added to each hop's environment (PROVIDER=scripted, …), `on_line` gets the lines of their logs. It must
     be ready within `patience` seconds from when its backend has its model; `stop_waiting` ends the wait before.
+
+    Every proxy asks all backends; `edge-2` asks `proxy-2`, if there is one.
     """
 
     def __init__(
@@ -121,19 +147,19 @@ class Chain:
         on_line: Line = lambda hop, line: None,
         patience: float = _START_SECONDS,
         stop_waiting: threading.Event | None = None,
+        kinds: Mapping[str, Kind] = {},
     ) -> None:
         self.ports = ports
+        self._kinds = {kind: kinds.get(kind, Kind()) for kind in MODULES}
+        self._ports = [ports, *(free_ports() for _ in range(max(how.number for how in self._kinds.values()) - 1))]
         self._on_line = on_line
         self._patience = patience
         self._stop_waiting = stop_waiting or threading.Event()
-        self._environ = {name: value for name, value in os.environ.items() if name not in ("PORT", "HOST")}
-        self._environ |= {
-            "BACKEND_PORT": str(ports.backend),
-            "GRPC_PORT": str(ports.proxy),
-            "LLM_PORT": str(ports.edge),
-            "PYTHONUNBUFFERED": "1",
-            **environ,
-        }
+        self._inherited = {name: value for name, value in os.environ.items() if name not in ("PORT", "HOST")}
+        self._environ = dict(environ)
+        if self._kinds["backend"].number > 1:
+            backends = [f"http://127.0.0.1:{self.port(name)}/query" for name in self._names("backend")]
+            self._environ.setdefault("BACKEND_URL", ",".join(backends))
         self.hops: dict[str, Hop] = {}
 
     @property
@@ -149,9 +175,17 @@ class Chain:
     def grpc_target(self) -> str:
         return f"127.0.0.1:{self.ports.proxy}"
 
+    def port(self, name: str) -> int:
+        """Of a hop."""
+        return int(getattr(self._ports_of(name), _kind(name)))
+
+    def health_url(self, name: str) -> str:
+        """Where a proxy tells over HTTP whether it is ready."""
+        return f"http://127.0.0.1:{self._ports_of(name).health}/readyz"
+
     def __enter__(self) -> Chain:
         try:
-            for name in MODULES:
+            for name in self._names(*MODULES):
                 self.start(name)
             self.wait_ready()
         except BaseException:
@@ -164,16 +198,16 @@ class Chain:
 
     def start(self, name: str) -> None:
         """Start one hop (again)."""
-        self.hops[name] = Hop(name, self._environ, self._on_line)
+        self.hops[name] = Hop(name, self._environ_of(name), self._on_line, self._kinds[_kind(name)])
 
     def wait_ready(self) -> None:
-        """Returns when the edge says that the whole chain is ready; raises ChainError when that does not come."""
+        """Returns when the whole chain says that it is ready; raises ChainError when that does not come."""
         deadline = None
-        while not _answers(f"{self.url}/readyz"):
+        while not all(map(_answers, self._readiness())):
             for hop in self.hops.values():
                 if not hop.alive:
                     raise ChainError(_obituary(hop))
-            if deadline is None and self._backend_says() is not None:
+            if deadline is None and (self._backend_says() is not None or "backend" not in self.hops):
                 deadline = time.monotonic() + self._patience  # before, it loads its model or gets it
             if deadline is not None and time.monotonic() > deadline:
                 raise ChainError(f"the chain is not ready after {self._patience:g} s: {self._backend_says()}")
@@ -192,9 +226,44 @@ class Chain:
 
     def stop(self) -> None:
         """Stop every hop that runs, the edge first."""
-        for name in reversed(MODULES):
+        for name in reversed(self._names(*MODULES)):
             if name in self.hops:
                 self.hops[name].stop()
+
+    def _names(self, *kinds: str) -> list[str]:
+        return [kind if index == 1 else f"{kind}-{index}" for kind in kinds for index in self._indexes(kind)]
+
+    def _indexes(self, kind: str) -> range:
+        return range(1, self._kinds[kind].number + 1)
+
+    def _ports_of(self, name: str) -> Ports:
+        """The hop's own, and those of the hops of other kinds that go with it."""
+        own = self._ports[int(name.partition("-")[2] or 1) - 1]
+        alone = {kind: getattr(self.ports, kind) for kind, how in self._kinds.items() if how.number == 1}
+        return own._replace(**alone)
+
+    def _environ_of(self, name: str) -> dict[str, str]:
+        ports = self._ports_of(name)
+        return {
+            **self._inherited,
+            "PYTHONUNBUFFERED": "1",
+            "BACKEND_PORT": str(ports.backend),
+            "GRPC_PORT": str(ports.proxy),
+            "LLM_PORT": str(ports.edge),
+            "HEALTH_HTTP_PORT": str(ports.health),
+            "HEALTH_HTTPS_PORT": str(ports.health_tls),
+            **self._environ,
+        }
+
+    def _readiness(self) -> Iterator[str]:
+        """URLs that answer when all are ready: the edges know of the hops behind them, but not of each one."""
+        yield from (f"http://127.0.0.1:{self.port(name)}/readyz" for name in self._names("edge"))
+        yield from map(self.health_url, self._names("proxy")[1:])
+        yield from (f"http://127.0.0.1:{self.port(name)}/health" for name in self._names("backend")[1:])
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def _answers(url: str) -> bool:

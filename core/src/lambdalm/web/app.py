@@ -22,11 +22,12 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from lambdalm import call as calls
-from lambdalm import logs, timings
+from lambdalm import logs, timings, tracing
 from lambdalm.call import Call
 from lambdalm.errors import ErrorBody, LlmError, bug, code_of_http_status, http_status
 from lambdalm.stream import ErrorAnswer
 from lambdalm.timings import HopClock
+from lambdalm.tracing import Span
 from lambdalm.web.hangup import HangupWatcher
 from lambdalm.web.limits import Limits
 from lambdalm.web.worker import Lifecycle
@@ -58,6 +59,7 @@ class HttpHop:
         call.check()
         sock = cast(socket.socket, flask.request.environ["gunicorn.socket"])
         with (
+            _span(call.id) as call.span,
             self.lifecycle.in_flight.admit(call),
             self._watcher.watch(sock, lambda: call.cancel("the client hung up")),
         ):
@@ -130,3 +132,11 @@ class HttpHop:
         response.headers["Server-Timing"] = timings.encode(clock.timings())
         response.headers["X-Request-Id"] = flask.g.request_id
         return response
+
+
+def _span(request_id: str) -> Span:
+    """The current request's part of the trace that its headers name."""
+    request = flask.request
+    route = str(request.url_rule)
+    known = {"http.request.method": request.method, "http.route": route, "lambdalm.request_id": request_id}
+    return tracing.span(f"{request.method} {route}", "server", tracing.read(request.headers.get), known)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from lambdalm.call import Call
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import Code, FullError, LlmError
 
 _COME_BACK = 1.0  # seconds
 
@@ -26,16 +26,13 @@ class InFlight:
 
     @contextlib.contextmanager
     def admit(self, call: Call) -> Iterator[None]:
-        """Count `call` while inside; raises `LlmError(UNAVAILABLE)` when there are too many."""
+        """Count `call` while inside; raises FullError where there are too many, `LlmError(UNAVAILABLE)` when shut."""
         with self._lock:
             if self._shut:
                 raise LlmError(Code.UNAVAILABLE, "the server is shutting down", retry_after=_COME_BACK)
             if len(self._calls) >= self._limit:
-                raise LlmError(
-                    Code.UNAVAILABLE,
-                    f"{self._limit} requests are in flight, which is the limit: come back later",
-                    retry_after=_COME_BACK,
-                )
+                why = f"{self._limit} requests are in flight, which is the limit: come back later"
+                raise FullError(why, _COME_BACK)
             self._calls.add(call)
         try:
             yield

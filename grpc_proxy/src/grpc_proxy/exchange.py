@@ -1,0 +1,76 @@
+"""One call, from its request to what has come of it so far: what session, quota, metrics and log need to know."""
+
+from __future__ import annotations
+
+from grpc_proxy import conversation
+from grpc_proxy.callers import Caller
+from grpc_proxy.conversation import Ending, State
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest
+from lambdalm.events import (
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    StreamEvent,
+    TextDelta,
+    Tokens,
+    ToolCallDelta,
+    Usage,
+)
+
+
+class Exchange:
+    """`cookies` are to be set once something has come of it; `told` is what the model was told before the question,
+    `asked` that and the question, in tokens as estimated; `upstream` and `model` are who answers. `makes_session` is
+    False for calls that have no room for its id."""
+
+    def __init__(self, request: ChatRequest, caller: Caller, call: Call, makes_session: bool = True) -> None:
+        self.request = request
+        self.caller = caller
+        self.call = call
+        self.makes_session = makes_session
+        self.session_id: str | None = None
+        self.cookies: list[str] = []
+        self.upstream: str | None = None
+        self.model = ""
+        self.usage: Tokens | None = None
+        self.told = 0
+        self.asked = 0
+        self._begun = False
+        self._text: list[str] = []
+        self._beside: list[str] = []  # what the model has said that is not the answer's text
+        self._reason: FinishReason | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.request.prompt or ""
+
+    def saw(self, batch: list[StreamEvent]) -> None:
+        """More of the answer has come."""
+        for event in batch:
+            match event:
+                case TextDelta(text):
+                    self._text.append(text)
+                case ReasoningDelta(text) | ToolCallDelta(arguments=text):
+                    self._beside.append(text)
+                case Started(_, model):
+                    self.model, self._begun = model, True
+                case Usage():
+                    self.usage = event.tokens()
+                case Finished(reason, usage):
+                    self._reason, self.usage = reason, usage or self.usage
+
+    def ending(self, state: State) -> Ending:
+        """How its turn ends."""
+        return Ending(state, "".join(self._text), self.model, self._reason, self.usage, self.told, self.upstream)
+
+    def spent(self) -> int:
+        """Tokens that it has cost: as counted; where they were not, an estimate of what was told and said."""
+        if not self._begun:
+            return 0
+        usage = self.usage or Tokens()
+        asked, said = usage.prompt_tokens, usage.completion_tokens
+        if said is None:
+            said = conversation.estimate("".join(self._text + self._beside))
+        return (self.asked if asked is None else asked) + said

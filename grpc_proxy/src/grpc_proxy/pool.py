@@ -1,0 +1,381 @@
+"""The upstreams together: a request waits for one that has room, is tried there, and moves on while it still may.
+
+The commit point is the first delta. Until then `Started` is held back and a failure that another upstream could mend
+moves the request there: at most so many attempts, from one budget of retries for all requests, within the request's own
+time. So does an upstream that is found dead while the request waits for its first word. After it, a failure is the
+answer's end. Which upstream it is to be, `routing.py` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from grpc_proxy import routing
+from grpc_proxy.breaker import Breaker
+from grpc_proxy.config import UpstreamConfig
+from grpc_proxy.dialects import Look, Model
+from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
+from grpc_proxy.upstream import Upstream
+from lambdalm import logs
+from lambdalm.call import Call
+from lambdalm.chat import ChatRequest
+from lambdalm.errors import Code, LlmError
+from lambdalm.events import Delta, Finished, Heartbeat, StreamEvent
+
+_COME_BACK = 1.0  # seconds, and up to as much again, so that not all come back at once
+
+_log = logs.get(__name__)
+
+Batches = AsyncGenerator[list[StreamEvent], None]
+
+
+class Ask(NamedTuple):
+    """What is to be answered. `prepare` makes the request for an upstream's name, a model, and that model's window in
+    tokens (None: unknown); it is called for each attempt."""
+
+    model: str | None
+    prepare: Callable[[str, str | None, int | None], ChatRequest]
+    may_use: Callable[[str], bool]
+    """Whether the caller may be answered by this model; for fallbacks."""
+    sticky: str | None = None
+    """The upstream that should answer, if it can."""
+
+    def models(self, config: RoutingConfig) -> tuple[str | None, ...]:
+        """Those that may answer, in order."""
+        asked, *others = config.models(self.model)
+        return (asked, *(model for model in others if model is not None and self.may_use(model)))
+
+
+class Watcher(Protocol):
+    """Who wants to know what the pool does; for metrics."""
+
+    def waited(self, seconds: float) -> None: ...
+    def retried(self, upstream: str, code: Code) -> None: ...
+    def ejected(self, upstream: str) -> None: ...
+    def refused(self, reason: str) -> None: ...
+
+
+class Member:
+    """One upstream with its place in the routing; `gone` is done while it is known to be down."""
+
+    def __init__(self, upstream: Upstream, target: Target) -> None:
+        self.upstream = upstream
+        self.target = target
+        self.look = Look(None, "not looked at yet")
+        self.windows: dict[str, int | None] = {}
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def window(self, model: str | None) -> int | None:
+        """Tokens that the model takes, None where that is not known; an upstream's own choice is the first it lists."""
+        return self.windows.get(model or next(iter(self.windows), ""))
+
+    def looked(self, look: Look) -> None:
+        self.look = look
+        self.target.down = look.why
+        if look.why is not None and not self.gone.done():
+            self.gone.set_result(None)
+        elif look.why is None and self.gone.done():
+            self.gone = asyncio.get_running_loop().create_future()
+
+    def offers(self, models: Sequence[Model]) -> None:
+        self.windows = {model.id: model.context_window for model in models}
+        if not self.target.fixed:
+            self.target.models = frozenset(self.windows)
+
+
+class Choice(NamedTuple):
+    """A model, those who serve it, and which of them are left to be tried."""
+
+    model: str | None
+    serving: Sequence[Target]
+    left: Sequence[Target]
+
+    def ready(self, now: float) -> list[Target]:
+        """Those left that may be asked now. What is left out stays so while another serves the model, tried or not."""
+        return [target for target in routing.available(self.serving, now) if target in self.left]
+
+
+class _Waiter(NamedTuple):
+    targets: Sequence[Target]
+    sticky: str | None
+    given: asyncio.Future[Target]
+
+
+class Attempt:
+    """One request at one upstream, until it is released. It counts there as in flight. `choice` is what there was."""
+
+    def __init__(self, pool: Pool, member: Member, choice: Choice) -> None:
+        self.member = member
+        self.model = choice.model
+        self.committed = False
+        self._pool = pool
+        self._choice = choice
+
+    @property
+    def name(self) -> str:
+        return self.member.target.name
+
+    def can_move(self) -> bool:
+        """Whether somebody else could answer now."""
+        own = self.member.target
+        return any(target is not own for target in self._choice.ready(_now()))
+
+    def saw(self, batch: Sequence[StreamEvent]) -> None:
+        breaker = self.member.target.breaker
+        if not self.committed:
+            self.committed = True
+            breaker.answered(_now())
+        if isinstance(batch[-1], Finished):
+            breaker.succeeded()
+
+    def failed(self, error: LlmError) -> None:
+        if not routing.is_fault(error):
+            return
+        now, target = _now(), self.member.target
+        if target.breaker.failed(now, routing.another_stays(self._choice.serving, target, now)):
+            self._pool.watcher.ejected(self.name)
+            _log.warning("ejected", upstream=self.name, why=error.message)
+
+    def release(self) -> None:
+        target = self.member.target
+        target.in_flight -= 1
+        target.breaker.neither()
+        self._pool.wake()
+
+
+class Pool:
+    """All upstreams by name, in the order of the config."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        configs: Mapping[str, UpstreamConfig],
+        routing_config: RoutingConfig,
+        heartbeat_seconds: float,
+        watcher: Watcher,
+    ) -> None:
+        self.members = {
+            name: Member(upstream, _target(name, configs[name], routing_config)) for name, upstream in upstreams.items()
+        }
+        self.watcher = watcher
+        self._config = routing_config
+        self._heartbeat = heartbeat_seconds
+        self._budget = RetryBudget(routing_config.retries)
+        self._waiters: list[_Waiter] = []
+        self._turn = 0
+
+    async def stream(self, ask: Ask, call: Call) -> Batches:
+        """The batches of one answer, `Started` first, but for heartbeats; raises LlmError."""
+        self._budget.request()
+        tried: set[tuple[str | None, str]] = set()
+        while True:
+            choice = self._choice(ask, tried)
+            waiter = self._line_up(choice.left, ask.sticky)
+            async with contextlib.aclosing(self._wait(waiter, call)) as beats:
+                async for beat in beats:
+                    yield beat
+            attempt = Attempt(self, self.members[waiter.given.result().name], choice)
+            tried.add((choice.model, attempt.name))
+            call.clock.behind = {}
+            try:
+                async with contextlib.aclosing(self._batches(attempt, ask, call)) as batches:
+                    async for batch in batches:
+                        yield batch
+                return
+            except LlmError as error:
+                attempt.failed(error)
+                if not self._moves(attempt, error, ask, tried, call):
+                    raise
+                self.watcher.retried(attempt.name, error.code)
+                _log.info("moving on", request_id=call.id, upstream=attempt.name, **error.for_log())
+            finally:
+                attempt.release()
+
+    def known(self, model: str) -> str:
+        """The model's name if some upstream lists it, else `other`: callers must not make labels up."""
+        return model if any(model in member.windows for member in self.members.values()) else "other"
+
+    def why_not(self) -> str | None:
+        """None while some upstream can answer; else why the first cannot."""
+        whys = [member.target.down for member in self.members.values()]
+        return None if None in whys else whys[0]
+
+    async def models(self) -> list[Model]:
+        """The models of all upstreams that answer now, each once; raises LlmError where none does."""
+        up = [member for member in self.members.values() if member.target.down is None]
+        asked = up or self.members.values()
+        answers = await asyncio.gather(*(member.upstream.models() for member in asked), return_exceptions=True)
+        found: dict[str, Model] = {}
+        for answer in answers:
+            if isinstance(answer, list):
+                found = {model.id: model for model in answer} | found
+        for answer in answers:
+            if isinstance(answer, BaseException) and (not found or not isinstance(answer, LlmError)):
+                raise answer
+        return list(found.values())
+
+    def looked(self, name: str, look: Look) -> None:
+        """What a look at this upstream has found."""
+        self.members[name].looked(look)
+        for waiter in self._waiters:
+            if not waiter.given.done() and not routing.available(waiter.targets, _now()):
+                waiter.given.set_exception(self._nobody(None, waiter.targets))
+        self.wake()
+
+    def wake(self) -> None:
+        """Give what has become free to those who wait for it, the first first."""
+        for waiter in self._waiters:
+            if not any(member.target.has_room for member in self.members.values()):
+                return
+            if not waiter.given.done():
+                target = self._take(waiter.targets, waiter.sticky)
+                if target is not None:
+                    waiter.given.set_result(target)
+
+    def _choice(self, ask: Ask, tried: set[tuple[str | None, str]]) -> Choice:
+        """The next model with upstreams that have not been tried; raises LlmError where nobody can be asked."""
+        everyone = [member.target for member in self.members.values()]
+        first: list[Target] = []
+        for model in ask.models(self._config):
+            serving = routing.serving(everyone, model)
+            first = first or serving
+            choice = Choice(model, serving, [target for target in serving if (model, target.name) not in tried])
+            if choice.ready(_now()):
+                return choice
+        raise self._nobody(ask.model, first)
+
+    def _moves(
+        self, attempt: Attempt, error: LlmError, ask: Ask, tried: set[tuple[str | None, str]], call: Call
+    ) -> bool:
+        if attempt.committed or not routing.is_mendable(error):
+            return False
+        if len(tried) >= self._config.retries.attempts or call.cancelled or call.remaining() <= 0:
+            return False
+        try:
+            self._choice(ask, tried)
+        except LlmError:
+            return False
+        return self._budget.take()
+
+    def _line_up(self, targets: Sequence[Target], sticky: str | None) -> _Waiter:
+        """A place in the line, at its head if there is room now; raises LlmError where the line is full."""
+        waiter = _Waiter(targets, sticky, asyncio.get_running_loop().create_future())
+        target = self._take(targets, sticky)  # who waits already waits for others: these would have been given to them
+        if target is not None:
+            waiter.given.set_result(target)
+            return waiter
+        before = max(target.waiting for target in targets)
+        if before >= sum(target.queue for target in targets):
+            self.watcher.refused("queue")
+            why = f"all backends are busy and {before} requests wait for them, which is the limit: come back later"
+            raise LlmError(Code.RESOURCE_EXHAUSTED, why, retry_after=_jittered())
+        self._waiters.append(waiter)
+        for target in targets:
+            target.waiting += 1
+        return waiter
+
+    def _leave_line(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            for target in waiter.targets:
+                target.waiting -= 1
+
+    def _take(self, targets: Sequence[Target], sticky: str | None) -> Target | None:
+        """The one of them to ask now; None where all have to be waited for."""
+        now = _now()
+        target = routing.choose(routing.available(targets, now), sticky)
+        if target is not None:
+            self._turn += 1
+            target.began(self._turn, now)
+        return target
+
+    async def _wait(self, waiter: _Waiter, call: Call) -> Batches:
+        """Heartbeats until the waiter has its turn; its deadline is its caller's to keep. Raises LlmError."""
+        call.clock.queue_starts()
+        started = _now()
+        try:
+            while not (await asyncio.wait({waiter.given}, timeout=self._heartbeat))[0]:
+                yield [Heartbeat()]
+            waiter.given.result()
+        except BaseException:
+            self._give_up(waiter)
+            raise
+        finally:
+            self._leave_line(waiter)
+        call.clock.slot_taken()
+        self.watcher.waited(_now() - started)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        given = waiter.given
+        if not given.done():
+            given.cancel()
+        elif not given.cancelled() and given.exception() is None:
+            given.result().in_flight -= 1
+            given.result().breaker.neither()
+            self.wake()
+
+    async def _batches(self, attempt: Attempt, ask: Ask, call: Call) -> Batches:
+        member = attempt.member
+        request = ask.prepare(attempt.name, attempt.model, member.window(attempt.model))
+        held: list[StreamEvent] = []
+        async with contextlib.aclosing(member.upstream.stream(request, call)) as batches:
+            while not attempt.committed:
+                batch = await self._before_commit(batches, attempt)
+                if any(isinstance(event, Delta | Finished) for event in batch):
+                    batch = held + batch
+                    attempt.saw(batch)
+                    yield batch
+                else:
+                    held += [event for event in batch if not isinstance(event, Heartbeat)]
+                    if isinstance(batch[-1], Heartbeat):
+                        yield [Heartbeat()]
+            async for batch in batches:
+                attempt.saw(batch)
+                yield batch
+
+    async def _before_commit(self, batches: Batches, attempt: Attempt) -> list[StreamEvent]:
+        """The next batch; raises `LlmError(UNAVAILABLE)` when the upstream is found dead and another could answer."""
+        step = asyncio.ensure_future(anext(batches))
+        member = attempt.member
+        either: set[asyncio.Future[Any]] = {step, member.gone}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not step.done() and attempt.can_move():
+                raise LlmError(Code.UNAVAILABLE, member.target.down or "", origin=member.upstream.origin)
+            return await step
+        finally:
+            if not step.done():
+                step.cancel()
+                with contextlib.suppress(asyncio.CancelledError, LlmError, StopAsyncIteration):
+                    await step
+            elif not step.cancelled():
+                step.exception()  # looked at, also where the caller has left at the same moment
+
+    def _nobody(self, asked: str | None, targets: Sequence[Target]) -> LlmError:
+        if not targets:
+            return LlmError(Code.NOT_FOUND, f"model: there is no {asked!r} here; ListModels names those there are")
+        target = targets[0]
+        why = target.down or "it is left out, since it failed"
+        if len(targets) > 1:
+            why = f"none of {len(targets)} backends can answer; of the first, {target.name}: {why}"
+        origin = self.members[target.name].upstream.origin
+        return LlmError(Code.UNAVAILABLE, why, retry_after=_jittered(), origin=origin)
+
+
+def _target(name: str, config: UpstreamConfig, routing_config: RoutingConfig) -> Target:
+    target = Target(name, config.weight, config.max_in_flight, config.queue, Breaker(routing_config.breaker))
+    if config.models:
+        target.models, target.fixed = frozenset(config.models), True
+    return target
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _jittered() -> float:
+    return round(random.uniform(_COME_BACK, 2 * _COME_BACK), 2)

@@ -1,0 +1,192 @@
+"""Sessions in the store: a turn is stored before anything is generated, and its answer before its end is told.
+
+What a session is and how it changes, `conversation.py` says; here it is read, changed and put back, again where another
+writer came first.
+
+A session's id cannot be guessed, and is found only together with its owner. The id of a new one is drawn from the
+caller's own secret (a key, or the random owner cookie) and the request's id: so a request that is repeated because its
+answer was lost finds the session that it made the first time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from grpc_proxy import conversation
+from grpc_proxy.callers import Caller
+from grpc_proxy.conversation import Ending, Session, State, Summary, Turn
+from grpc_proxy.store.base import Key, Record, Store
+from lambdalm import logs
+from lambdalm.errors import STORE, Code, LlmError
+
+_TRIES = 16
+_ID_BYTES = 16
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_log = logs.get(__name__)
+_decoder = msgspec.msgpack.Decoder(Session)
+_encoder = msgspec.msgpack.Encoder()
+_summaries = msgspec.msgpack.Decoder(Summary)
+
+
+class SessionsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The section `sessions`: how long conversations are remembered, and what happens while they cannot be."""
+
+    seconds: Annotated[float, Meta(gt=0, le=31_536_000)] = 900
+    max_bytes: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 2 * 1024 * 1024
+    list_limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    when_store_fails: Literal["refuse", "forget"] = "refuse"
+
+
+class Opened(NamedTuple):
+    """A session as it was read: new where `record` is None."""
+
+    key: Key
+    session: Session
+    record: Record | None
+    answered: Turn | None
+    """The turn of this very request, if it has its answer already."""
+
+
+class Begun(NamedTuple):
+    """A session with a turn that is to be answered; `version` is the record's."""
+
+    key: Key
+    session: Session
+    attempt: str
+    version: str
+
+
+class Listing(NamedTuple):
+    """One session of a list."""
+
+    id: str
+    summary: Summary
+
+
+class Sessions:
+    """All sessions, through one store. `clock` gives seconds since 1970."""
+
+    def __init__(self, store: Store, config: SessionsConfig, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._max_bytes = min(config.max_bytes, store.max_value_bytes or config.max_bytes)
+
+    async def open(self, caller: Caller, session_id: str | None, request_id: str, prompt: str) -> Opened | None:
+        """The caller's session with this id (None where there is none); without an id, the one that this request made
+        or is to make."""
+        if session_id is not None and not _ID.fullmatch(session_id):
+            return None
+        key = Key(caller.owner, session_id or _new_id(caller, request_id))
+        record = await self._store.get(key)
+        if record is None:
+            if session_id is not None:
+                return None
+            now = self._clock()
+            return Opened(key, Session(key.name, now, now), None, None)
+        session = _decoder.decode(record.value)
+        turn = conversation.find(session, request_id, prompt)
+        answered = turn if turn is not None and turn.state is State.COMPLETE else None
+        return Opened(key, session, record, answered)
+
+    async def begin(self, opened: Opened, request_id: str, prompt: str, system: str | None, budget: float) -> Begun:
+        """Store the user's words; `budget` is how many seconds the answer may take. Raises LlmError."""
+        attempt = secrets.token_hex(8)
+        turn = Turn(request_id, attempt, prompt, self._clock())
+
+        def change(found: Session | None) -> Session:
+            if found is None and opened.record is not None:
+                raise _gone()
+            return conversation.begin(found or opened.session, turn, system)
+
+        session, version = await self._change(opened.key, opened.record, change, attempt, self._config.seconds + budget)
+        return Begun(opened.key, session, attempt, version)
+
+    async def end(self, begun: Begun, ending: Ending) -> None:
+        """Store what became of the turn; raises LlmError where it cannot be stored, or is not this attempt's to end."""
+
+        def change(found: Session | None) -> Session:
+            if found is None:
+                raise _gone()
+            ended = conversation.end(found, begun.attempt, ending, self._clock())
+            if ended is None:
+                raise LlmError(Code.ABORTED, "the request was repeated meanwhile, and the repetition has its turn")
+            return ended
+
+        known = Record(_encoder.encode(begun.session), begun.version)
+        await self._change(begun.key, known, change, begun.attempt, self._config.seconds)
+
+    async def list(self, caller: Caller, limit: int) -> list[Listing]:
+        """The caller's sessions, the one used last first."""
+        limit = min(limit or self._config.list_limit, self._config.list_limit)
+        found = await self._store.list(caller.owner, limit)
+        return [Listing(listed.name, _summaries.decode(listed.summary)) for listed in found]
+
+    async def get(self, caller: Caller, session_id: str) -> Session:
+        """The caller's session; raises `LlmError(NOT_FOUND)`."""
+        known = _ID.fullmatch(session_id) is not None
+        record = await self._store.get(Key(caller.owner, session_id)) if known else None
+        if record is None:
+            raise no_such_session()
+        return _decoder.decode(record.value)
+
+    async def delete(self, caller: Caller, session_id: str) -> None:
+        """Forget the caller's session; raises `LlmError(NOT_FOUND)`."""
+        if not (_ID.fullmatch(session_id) and await self._store.delete(Key(caller.owner, session_id))):
+            raise no_such_session()
+
+    def goes_on_without(self, error: LlmError) -> bool:
+        """Whether a request that cannot be remembered for this reason is answered all the same."""
+        if error.origin != STORE or self._config.when_store_fails == "refuse":
+            return False
+        _log.warning("answering without memory", why=error.message)
+        return True
+
+    async def _change(
+        self,
+        key: Key,
+        known: Record | None,
+        change: Callable[[Session | None], Session],
+        attempt: str,
+        seconds: float,
+    ) -> tuple[Session, str]:
+        """Put what `change` makes of the session; `known` is what was read of it last. Returns it and its version."""
+        record = known
+        for _ in range(_TRIES):
+            session = change(None if record is None else _decoder.decode(record.value))
+            session = conversation.shortened(session, self._max_bytes, attempt)
+            new = self._record(session, self._clock() + seconds)
+            if await self._store.put(key, new, None if record is None else record.version):
+                return session, new.version
+            record = await self._store.get(key)
+        raise LlmError(Code.ABORTED, "too many requests change this session at once: come back later", retry_after=1)
+
+    def _record(self, session: Session, expires: float) -> Record:
+        summary = _encoder.encode(conversation.summary(session))
+        return Record(_encoder.encode(session), secrets.token_hex(8), summary, expires)
+
+
+def no_such_session() -> LlmError:
+    """The same for one that never was, one that was forgotten and one that is somebody else's."""
+    why = "session_id: there is no such session; it may have been forgotten, and it is found only by who made it"
+    return LlmError(Code.NOT_FOUND, why)
+
+
+def _gone() -> LlmError:
+    return LlmError(Code.NOT_FOUND, "the session was deleted or forgotten meanwhile: the turn is not kept")
+
+
+def _new_id(caller: Caller, request_id: str) -> str:
+    digest = hmac.new(caller.secret, request_id.encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest[:_ID_BYTES]).rstrip(b"=").decode()
