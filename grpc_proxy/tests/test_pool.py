@@ -176,7 +176,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def idle(pool: Pool) -> bool:
     targets = [member.target for member in pool.members.values()]
-    return not pool._waiters and all(target.in_flight == target.waiting == 0 for target in targets)
+    return not pool.line.waiters and all(target.in_flight == target.waiting == 0 for target in targets)
 
 
 def watcher(pool: Pool) -> Watcher:
@@ -286,7 +286,7 @@ async def test_above_the_queue_a_request_is_refused_at_once_and_told_when_to_com
         assert watcher(pool).refusals == ["queue"]
         await cancelled(tasks[1])
         tasks[1] = starts(pool, asking("now there is a place"))
-        await until(lambda: len(pool._waiters) == 2)
+        await until(lambda: len(pool.line.waiters) == 2)
         a.let(3)
         assert await asyncio.gather(*tasks) == [TEXT] * 3
         assert a.prompts == ["0", "2", "now there is a place"]
@@ -300,7 +300,7 @@ async def test_who_waits_for_a_full_backend_keeps_nobody_from_an_idle_one() -> N
     async with up(a, b), pooled(a, b, upstreams=parts) as pool:
         tasks = [starts(pool, asking(model="big")) for _ in range(2)]
         await a.has()
-        await until(lambda: len(pool._waiters) == 1)
+        await until(lambda: len(pool.line.waiters) == 1)
         assert await said(pool, asking("either")) == TEXT
         assert b.prompts == ["either"]
         a.let(2)
@@ -315,12 +315,12 @@ async def test_a_place_that_comes_free_while_another_is_being_taken_is_not_lost(
         for _ in running:
             await a.has()
         waits = starts(pool, asking("waits"))
-        await until(lambda: bool(pool._waiters))
-        (waiter,) = pool._waiters
+        await until(lambda: bool(pool.line.waiters))
+        (waiter,) = pool.line.waiters
 
         async def comes() -> str:
             await until(lambda: waiter.given.done() and pool.members["a"].target.in_flight == 1)
-            assert pool._waiters, "the place has been given, and is not taken yet"
+            assert pool.line.waiters, "the place has been given, and is not taken yet"
             return await said(pool, asking("comes"))
 
         both = [waits, asyncio.create_task(comes())]
@@ -580,7 +580,7 @@ async def test_who_waits_in_line_is_told_when_all_are_found_down() -> None:
         running = starts(pool, asking())
         await a.has()
         waits = asyncio.create_task(fails(pool, asking()))
-        await until(lambda: len(pool._waiters) == 1)
+        await until(lambda: len(pool.line.waiters) == 1)
         pool.looked("a", DOWN)
         error = await waits
         assert (error.code, error.origin) == (Code.UNAVAILABLE, "backend")
@@ -599,7 +599,7 @@ async def test_a_backend_that_comes_back_is_given_to_those_who_wait() -> None:
         running = starts(pool, asking())
         await a.has()
         waits = starts(pool, asking("waits"))
-        await until(lambda: bool(pool._waiters))
+        await until(lambda: bool(pool.line.waiters))
         pool.looked("b", UP)
         assert await waits == TEXT
         assert b.prompts == ["waits"]
@@ -662,7 +662,7 @@ async def _at(backend: Backend, pool: Pool, ask: Ask, first: bytes) -> asyncio.T
 async def in_line(backend: Backend, pool: Pool, ask: Ask) -> asyncio.Task[Any]:
     first = await before_headers(backend, pool, ask)
     task = starts(pool, ask)
-    await until(lambda: bool(pool._waiters))
+    await until(lambda: bool(pool.line.waiters))
     await cancelled(first)  # in the same moment in which it gives its place to the one in line
     return task
 

@@ -23,7 +23,7 @@ def target(name: str, in_flight: int = 0, **parts: Any) -> Target:
     made.models, made.fixed, made.down = parts.get("models"), parts.get("fixed", False), parts.get("down")
     if "open_until" in parts:
         for _ in range(CONFIG.failures):
-            made.breaker.failed(parts["open_until"] - CONFIG.seconds, may_open=True)
+            made.breaker.failed(parts["open_until"] - CONFIG.seconds, may_open=True, on_trial=False)
     return made
 
 

@@ -23,8 +23,8 @@ from .stores import Clock, redis_server
 
 CALLERS = Callers(StickyConfig(), None, 900)
 BUDGET = 60.0
-ADA = CALLERS.identify({})
-EVE = CALLERS.identify({})
+ADA = CALLERS.identify({})._replace(is_new=False)  # they have been here before
+EVE = CALLERS.identify({})._replace(is_new=False)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,9 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Format = Literal["console", "json"]
 
 
+_processors: list[structlog.typing.Processor] = []  # one list for good: loggers that are cached follow what it holds
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much to log, and for whom."""
 
@@ -53,8 +56,9 @@ def configure(hop: str, config: LogConfig) -> None:
         last = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), pad_event_to=30, exception_formatter=structlog.dev.plain_traceback
         )
+    _processors[:] = [*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_processors,
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

@@ -24,7 +24,7 @@ from grpc_proxy.quotas import Quotas, Reservation
 from grpc_proxy.sessions import Begun, Opened, Sessions, no_such_session
 from lambdalm import logs
 from lambdalm.chat import ChatRequest, invalid
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import STORE, Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Usage
 
 _ANSWER_TOKENS = 1024  # what an answer is thought to take where the request does not say
@@ -112,7 +112,7 @@ class Answering:
             until = time.time() + exchange.call.remaining() + _SETTLE_SECONDS
             return await self._quotas.reserve(exchange.caller.key, tokens, until)
         except LlmError as error:
-            self._metrics.refused("quota" if error.code is Code.RESOURCE_EXHAUSTED else "store")
+            self._metrics.refused("store" if error.origin == STORE else "quota")
             raise
 
     async def _begin(self, exchange: Exchange, opened: Opened) -> Begun | None:
@@ -154,7 +154,7 @@ class Answering:
             raise
         finally:
             if begun is not None and state is not None:
-                late = exchange.call.remaining() <= _LATE
+                late = exchange.call.cancelled or exchange.call.remaining() <= _LATE  # it was not the caller who left
                 self._later(self._keep(begun, exchange, State.FAILED if late else state))
 
     def _ask(self, exchange: Exchange, begun: Begun | None) -> Ask:
@@ -179,6 +179,8 @@ class Answering:
 
     async def _commit(self, begun: Begun, exchange: Exchange) -> LlmError | None:
         """Store the whole answer; gives the error with which the stream ends where that fails."""
+        if exchange.overlong:
+            return _not_kept(LlmError(Code.FAILED_PRECONDITION, "it is longer than a session can hold"))
         storing = asyncio.create_task(self._sessions.end(begun, exchange.ending(State.COMPLETE)))
         try:
             await asyncio.shield(storing)

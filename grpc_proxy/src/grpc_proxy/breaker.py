@@ -54,15 +54,15 @@ class Breaker:
         """When an open one may be tried again."""
         return self._until or 0.0
 
-    def began(self, now: float) -> None:
-        """A request goes to it."""
-        if self.state(now) == "half-open":
-            self._trying = True
+    def began(self, now: float) -> bool:
+        """A request goes to it; says whether on trial, which it is told when the request ends."""
+        state = self.state(now)
+        self._trying = self._trying or state == "half-open"
+        return state != "closed"
 
-    def answered(self, now: float) -> None:
+    def answered(self, now: float, on_trial: bool) -> None:
         """A first delta has come from it: it lives. Only a whole answer clears the failures counted so far."""
-        self._trying = False
-        if self._until is not None:
+        if on_trial and self._until is not None:
             self._until = None
             self._failures = self._config.failures - 1
             self._closed_at = now
@@ -71,15 +71,17 @@ class Breaker:
         """It has given a whole answer."""
         self._failures = 0
 
-    def neither(self) -> None:
-        """A request to it ended in a way that says nothing of it."""
+    def trial_over(self) -> None:
+        """The request that was on trial has ended, however it did."""
         self._trying = False
 
-    def failed(self, now: float, may_open: bool) -> bool:
-        """It has failed; says whether it opens. `may_open` is False where nobody else is left to ask."""
-        self._trying = False
+    def failed(self, now: float, may_open: bool, on_trial: bool) -> bool:
+        """It has failed; says whether it opens. `may_open` is False where nobody else is left to ask.
+
+        A request of before that fails while it is open, or half-open, says nothing new.
+        """
         self._failures += 1
-        again = self.state(now) == "half-open"
+        again = on_trial and self.state(now) == "half-open"
         if not again and not (self._failures >= self._config.failures and self._until is None):
             return False
         if not may_open:

@@ -47,6 +47,8 @@ class Caller(NamedTuple):
     """The value of the owner's cookie, where that is how they are known."""
     session: str | None = None
     """The session that their cookie names."""
+    is_new: bool = False
+    """Whether they have just been given their cookie, so that they cannot own anything yet."""
 
 
 class Callers:
@@ -66,8 +68,10 @@ class Callers:
         if self._ring is not None:
             return self._bearer(self._ring, metadata, session)
         given = cookies.get(self._config.owner_cookie, "")
-        cookie = given if _OWNER.fullmatch(given) else secrets.token_urlsafe(_OWNER_BYTES)
-        return Caller(f"cookie-{_digest(cookie)}", cookie.encode(), cookie=cookie, session=session)
+        is_new = not _OWNER.fullmatch(given)
+        cookie = secrets.token_urlsafe(_OWNER_BYTES) if is_new else given
+        owner = f"cookie-{_digest(cookie)}"
+        return Caller(owner, cookie.encode(), cookie=cookie, session=session, is_new=is_new)
 
     def set_cookies(self, caller: Caller, session_id: str) -> list[str]:
         """The values of the Set-Cookie headers with which the caller comes back to this session."""

@@ -85,7 +85,8 @@ class Door:
         """End all calls with an error that says that the server stops."""
         self._stopped = True
         now = asyncio.get_running_loop().time()
-        for timeout in self._running.values():
+        for asked, timeout in self._running.items():
+            asked.call.cancel("the server is shutting down", Code.UNAVAILABLE)
             if not timeout.expired():
                 timeout.reschedule(now)
 

@@ -19,6 +19,8 @@ from lambdalm.events import (
     Usage,
 )
 
+_MOST_TEXT = 16 * 1024 * 1024  # characters of an answer that are kept; no session holds more
+
 
 class Exchange:
     """`cookies` are to be set once something has come of it; `told` is what the model was told before the question,
@@ -37,6 +39,7 @@ class Exchange:
         self.usage: Tokens | None = None
         self.told = 0
         self.asked = 0
+        self._size = 0
         self._begun = False
         self._text: list[str] = []
         self._beside: list[str] = []  # what the model has said that is not the answer's text
@@ -51,15 +54,25 @@ class Exchange:
         for event in batch:
             match event:
                 case TextDelta(text):
-                    self._text.append(text)
+                    self._keep(self._text, text)
                 case ReasoningDelta(text) | ToolCallDelta(arguments=text):
-                    self._beside.append(text)
+                    self._keep(self._beside, text)
                 case Started(_, model):
                     self.model, self._begun = model, True
                 case Usage():
                     self.usage = event.tokens()
                 case Finished(reason, usage):
                     self._reason, self.usage = reason, usage or self.usage
+
+    @property
+    def overlong(self) -> bool:
+        """Whether the answer is too long to be kept whole."""
+        return self._size > _MOST_TEXT
+
+    def _keep(self, texts: list[str], text: str) -> None:
+        self._size += len(text)
+        if not self.overlong:
+            texts.append(text)
 
     def ending(self, state: State) -> Ending:
         """How its turn ends."""

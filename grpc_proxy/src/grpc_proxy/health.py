@@ -45,7 +45,7 @@ class Health:
             return self.stopping
         if not self._seen:
             return "no backend has been looked at yet"
-        return self._pool.why_not()
+        return self._pool.why_not(self._seen)
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from grpc_proxy import routing
 from grpc_proxy.breaker import Breaker
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Look, Model
+from grpc_proxy.line import Line, Slot, Waiter, jittered
 from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
 from grpc_proxy.upstream import Upstream
 from lambdalm import logs
@@ -25,8 +25,6 @@ from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Delta, Finished, Heartbeat, StreamEvent
-
-_COME_BACK = 1.0  # seconds, and up to as much again, so that not all come back at once
 
 _log = logs.get(__name__)
 
@@ -73,6 +71,13 @@ class Member:
         """Tokens that the model takes, None where that is not known; an upstream's own choice is the first it lists."""
         return self.windows.get(model or next(iter(self.windows), ""))
 
+    def serves(self, listed: Sequence[Model]) -> list[Model]:
+        """Of what it lists, what it serves; where the config names its models, these and no others."""
+        if not self.target.fixed:
+            return list(listed)
+        known = {model.id: model for model in listed}
+        return [known.get(name, Model(name, "")) for name in sorted(self.target.models or ())]
+
     def looked(self, look: Look) -> None:
         self.look = look
         self.target.down = look.why
@@ -99,21 +104,16 @@ class Choice(NamedTuple):
         return [target for target in routing.available(self.serving, now) if target in self.left]
 
 
-class _Waiter(NamedTuple):
-    targets: Sequence[Target]
-    sticky: str | None
-    given: asyncio.Future[Target]
-
-
 class Attempt:
-    """One request at one upstream, until it is released. It counts there as in flight. `choice` is what there was."""
+    """One request at one upstream. `choice` is what there was."""
 
-    def __init__(self, pool: Pool, member: Member, choice: Choice) -> None:
+    def __init__(self, member: Member, slot: Slot, choice: Choice, watcher: Watcher) -> None:
         self.member = member
         self.model = choice.model
         self.committed = False
-        self._pool = pool
+        self._slot = slot
         self._choice = choice
+        self._watcher = watcher
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ class Attempt:
         breaker = self.member.target.breaker
         if not self.committed:
             self.committed = True
-            breaker.answered(_now())
+            breaker.answered(_now(), self._slot.on_trial)
         if isinstance(batch[-1], Finished):
             breaker.succeeded()
 
@@ -136,15 +136,10 @@ class Attempt:
         if not routing.is_fault(error):
             return
         now, target = _now(), self.member.target
-        if target.breaker.failed(now, routing.another_stays(self._choice.serving, target, now)):
-            self._pool.watcher.ejected(self.name)
+        may_open = routing.another_stays(self._choice.serving, target, now)
+        if target.breaker.failed(now, may_open, self._slot.on_trial):
+            self._watcher.ejected(self.name)
             _log.warning("ejected", upstream=self.name, why=error.message)
-
-    def release(self) -> None:
-        target = self.member.target
-        target.in_flight -= 1
-        target.breaker.neither()
-        self._pool.wake()
 
 
 class Pool:
@@ -165,20 +160,19 @@ class Pool:
         self._config = routing_config
         self._heartbeat = heartbeat_seconds
         self._budget = RetryBudget(routing_config.retries)
-        self._waiters: list[_Waiter] = []
-        self._turn = 0
+        self.line = Line([member.target for member in self.members.values()], self._nobody)
 
     async def stream(self, ask: Ask, call: Call) -> Batches:
         """The batches of one answer, `Started` first, but for heartbeats; raises LlmError."""
         self._budget.request()
         tried: set[tuple[str | None, str]] = set()
         while True:
-            choice = self._choice(ask, tried)
-            waiter = self._line_up(choice.left, ask.sticky)
+            choice, waiter = self._enter(ask, tried)
             async with contextlib.aclosing(self._wait(waiter, call)) as beats:
                 async for beat in beats:
                     yield beat
-            attempt = Attempt(self, self.members[waiter.given.result().name], choice)
+            slot = waiter.given.result()
+            attempt = Attempt(self.members[slot.target.name], slot, choice, self.watcher)
             tried.add((choice.model, attempt.name))
             call.clock.behind = {}
             try:
@@ -193,26 +187,26 @@ class Pool:
                 self.watcher.retried(attempt.name, error.code)
                 _log.info("moving on", request_id=call.id, upstream=attempt.name, **error.for_log())
             finally:
-                attempt.release()
+                slot.give_back()
 
     def known(self, model: str) -> str:
         """The model's name if some upstream lists it, else `other`: callers must not make labels up."""
         return model if any(model in member.windows for member in self.members.values()) else "other"
 
-    def why_not(self) -> str | None:
-        """None while some upstream can answer; else why the first cannot."""
-        whys = [member.target.down for member in self.members.values()]
+    def why_not(self, seen: Collection[str]) -> str | None:
+        """None while some upstream of those `seen` can answer; else why the first cannot."""
+        whys = [member.target.down for name, member in self.members.items() if name in seen]
         return None if None in whys else whys[0]
 
     async def models(self) -> list[Model]:
         """The models of all upstreams that answer now, each once; raises LlmError where none does."""
         up = [member for member in self.members.values() if member.target.down is None]
-        asked = up or self.members.values()
+        asked = up or list(self.members.values())
         answers = await asyncio.gather(*(member.upstream.models() for member in asked), return_exceptions=True)
         found: dict[str, Model] = {}
-        for answer in answers:
+        for member, answer in zip(asked, answers, strict=True):
             if isinstance(answer, list):
-                found = {model.id: model for model in answer} | found
+                found = {model.id: model for model in member.serves(answer)} | found
         for answer in answers:
             if isinstance(answer, BaseException) and (not found or not isinstance(answer, LlmError)):
                 raise answer
@@ -221,20 +215,23 @@ class Pool:
     def looked(self, name: str, look: Look) -> None:
         """What a look at this upstream has found."""
         self.members[name].looked(look)
-        for waiter in self._waiters:
-            if not waiter.given.done() and not routing.available(waiter.targets, _now()):
-                waiter.given.set_exception(self._nobody(None, waiter.targets))
-        self.wake()
+        self.line.looked()
 
-    def wake(self) -> None:
-        """Give what has become free to those who wait for it, the first first."""
-        for waiter in self._waiters:
-            if not any(member.target.has_room for member in self.members.values()):
-                return
-            if not waiter.given.done():
-                target = self._take(waiter.targets, waiter.sticky)
-                if target is not None:
-                    waiter.given.set_result(target)
+    def _enter(self, ask: Ask, tried: set[tuple[str | None, str]]) -> tuple[Choice, Waiter]:
+        """A place in the line for the next model whose line is not full; raises LlmError where there is none."""
+        passed = set(tried)
+        full: LlmError | None = None
+        while True:
+            try:
+                choice = self._choice(ask, passed)
+            except LlmError as error:
+                raise full or error from None
+            try:
+                return choice, self.line.up(choice.left, ask.sticky)
+            except LlmError as error:
+                full = full or error
+                self.watcher.refused("queue")
+                passed |= {(choice.model, target.name) for target in choice.left}
 
     def _choice(self, ask: Ask, tried: set[tuple[str | None, str]]) -> Choice:
         """The next model with upstreams that have not been tried; raises LlmError where nobody can be asked."""
@@ -246,7 +243,7 @@ class Pool:
             choice = Choice(model, serving, [target for target in serving if (model, target.name) not in tried])
             if choice.ready(_now()):
                 return choice
-        raise self._nobody(ask.model, first)
+        raise self._nobody(first, ask.model)
 
     def _moves(
         self, attempt: Attempt, error: LlmError, ask: Ask, tried: set[tuple[str | None, str]], call: Call
@@ -261,62 +258,19 @@ class Pool:
             return False
         return self._budget.take()
 
-    def _line_up(self, targets: Sequence[Target], sticky: str | None) -> _Waiter:
-        """A place in the line, at its head if there is room now; raises LlmError where the line is full."""
-        waiter = _Waiter(targets, sticky, asyncio.get_running_loop().create_future())
-        target = self._take(targets, sticky)  # who waits already waits for others: these would have been given to them
-        if target is not None:
-            waiter.given.set_result(target)
-            return waiter
-        before = max(target.waiting for target in targets)
-        if before >= sum(target.queue for target in targets):
-            self.watcher.refused("queue")
-            why = f"all backends are busy and {before} requests wait for them, which is the limit: come back later"
-            raise LlmError(Code.RESOURCE_EXHAUSTED, why, retry_after=_jittered())
-        self._waiters.append(waiter)
-        for target in targets:
-            target.waiting += 1
-        return waiter
-
-    def _leave_line(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            for target in waiter.targets:
-                target.waiting -= 1
-
-    def _take(self, targets: Sequence[Target], sticky: str | None) -> Target | None:
-        """The one of them to ask now; None where all have to be waited for."""
-        now = _now()
-        target = routing.choose(routing.available(targets, now), sticky)
-        if target is not None:
-            self._turn += 1
-            target.began(self._turn, now)
-        return target
-
-    async def _wait(self, waiter: _Waiter, call: Call) -> Batches:
+    async def _wait(self, waiter: Waiter, call: Call) -> Batches:
         """Heartbeats until the waiter has its turn; its deadline is its caller's to keep. Raises LlmError."""
         call.clock.queue_starts()
-        started = _now()
+        started, taken = _now(), False
         try:
             while not (await asyncio.wait({waiter.given}, timeout=self._heartbeat))[0]:
                 yield [Heartbeat()]
             waiter.given.result()
-        except BaseException:
-            self._give_up(waiter)
-            raise
+            taken = True
         finally:
-            self._leave_line(waiter)
+            self.line.leave(waiter, taken)
         call.clock.slot_taken()
         self.watcher.waited(_now() - started)
-
-    def _give_up(self, waiter: _Waiter) -> None:
-        given = waiter.given
-        if not given.done():
-            given.cancel()
-        elif not given.cancelled() and given.exception() is None:
-            given.result().in_flight -= 1
-            given.result().breaker.neither()
-            self.wake()
 
     async def _batches(self, attempt: Attempt, ask: Ask, call: Call) -> Batches:
         member = attempt.member
@@ -338,13 +292,13 @@ class Pool:
                 yield batch
 
     async def _before_commit(self, batches: Batches, attempt: Attempt) -> list[StreamEvent]:
-        """The next batch; raises `LlmError(UNAVAILABLE)` when the upstream is found dead and another could answer."""
+        """The next batch; raises `LlmError(UNAVAILABLE)` when the upstream is found dead and another may be asked."""
         step = asyncio.ensure_future(anext(batches))
         member = attempt.member
         either: set[asyncio.Future[Any]] = {step, member.gone}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not step.done() and attempt.can_move():
+            if not step.done() and attempt.can_move() and self._budget.has_one:
                 raise LlmError(Code.UNAVAILABLE, member.target.down or "", origin=member.upstream.origin)
             return await step
         finally:
@@ -355,7 +309,7 @@ class Pool:
             elif not step.cancelled():
                 step.exception()  # looked at, also where the caller has left at the same moment
 
-    def _nobody(self, asked: str | None, targets: Sequence[Target]) -> LlmError:
+    def _nobody(self, targets: Sequence[Target], asked: str | None = None) -> LlmError:
         if not targets:
             return LlmError(Code.NOT_FOUND, f"model: there is no {asked!r} here; ListModels names those there are")
         target = targets[0]
@@ -363,7 +317,7 @@ class Pool:
         if len(targets) > 1:
             why = f"none of {len(targets)} backends can answer; of the first, {target.name}: {why}"
         origin = self.members[target.name].upstream.origin
-        return LlmError(Code.UNAVAILABLE, why, retry_after=_jittered(), origin=origin)
+        return LlmError(Code.UNAVAILABLE, why, retry_after=jittered(), origin=origin)
 
 
 def _target(name: str, config: UpstreamConfig, routing_config: RoutingConfig) -> Target:
@@ -375,7 +329,3 @@ def _target(name: str, config: UpstreamConfig, routing_config: RoutingConfig) ->
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _jittered() -> float:
-    return round(random.uniform(_COME_BACK, 2 * _COME_BACK), 2)

@@ -77,10 +77,11 @@ class Target:
         """What it would have in flight for its weight; who was chosen longest ago comes first among equals."""
         return (self.in_flight + 1) / self.weight, self._last_chosen
 
-    def began(self, turn: int, now: float) -> None:
+    def began(self, turn: int, now: float) -> bool:
+        """A request goes to it; says whether on trial, since the breaker was not closed."""
         self.in_flight += 1
         self._last_chosen = turn
-        self.breaker.began(now)
+        return self.breaker.began(now)
 
 
 def serving(targets: Iterable[Target], model: str | None) -> list[Target]:
@@ -135,9 +136,14 @@ class RetryBudget:
     def request(self) -> None:
         self._saved = min(self._saved + self._config.budget, float(self._config.saved))
 
+    @property
+    def has_one(self) -> bool:
+        """Whether there is a retry."""
+        return self._saved >= 1
+
     def take(self) -> bool:
-        """Whether there is a retry; if so, it is taken."""
-        if self._saved < 1:
+        """The same; if so, it is taken."""
+        if not self.has_one:
             return False
         self._saved -= 1
         return True

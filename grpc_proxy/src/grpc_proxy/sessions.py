@@ -89,7 +89,7 @@ class Sessions:
         if session_id is not None and not _ID.fullmatch(session_id):
             return None
         key = Key(caller.owner, session_id or _new_id(caller, request_id))
-        record = await self._store.get(key)
+        record = None if caller.is_new else await self._store.get(key)
         if record is None:
             if session_id is not None:
                 return None
