@@ -20,7 +20,8 @@ STREAMS = 100
 @contextmanager
 def roomy(**environ: str) -> Iterator[Chain]:
     """A chain that takes on all these streams at a time."""
-    room = {"PARALLEL_SLOTS": "128", "BACKEND_MAX_IN_FLIGHT": "256", "UPSTREAM_MAX_IN_FLIGHT": "256", "LLM_MAX_CONNECTIONS": "256"}
+    limits = ("PARALLEL_SLOTS", "BACKEND_MAX_IN_FLIGHT", "UPSTREAM_MAX_IN_FLIGHT", "LLM_MAX_CONNECTIONS")
+    room = dict.fromkeys(limits, "256")
     with Chain(free_ports(), {"PROVIDER": "scripted", **room, **environ}) as chain:
         yield chain
 
