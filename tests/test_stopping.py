@@ -70,7 +70,7 @@ def test_past_the_grace_period_each_of_a_hundred_streams_is_told_why_it_ends() -
         chain.start("proxy")
         chain.wait_ready()
         (turn,) = only_session(chain, jar)["turns"]
-        assert (turn["prompt"], turn["state"]) == ("remember me", "cancelled")
+        assert (turn["prompt"], turn["state"]) == ("remember me", "failed")
         assert turn["text"].startswith("once upon a ")
 
 

@@ -10,7 +10,10 @@ from lambdalm.testing.config_contract import ConfigContract
 class TestConfig(ConfigContract):
     command = main
     kind = Config
-    bare = {"listen": {"host": "127.0.0.1", "port": 50051}, "upstreams": {"main": {"url": "http://127.0.0.1:8500/query"}}}
+    bare = {
+        "listen": {"host": "127.0.0.1", "port": 50051},
+        "upstreams": {"main": {"url": "http://127.0.0.1:8500/query"}},
+    }
     environment = [
         ("GRPC_LISTEN_HOST", "::1", "listen.host", "::1"),
         ("HOST", "localhost", "listen.host", "localhost"),
