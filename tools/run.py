@@ -6,12 +6,13 @@ On a terminal the active client opens; without one the five passive prompts are 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TextIO
 
-from lambdalm.testing.chain import DEFAULT_PORTS, Chain, ChainError, free_ports, taken
+from lambdalm.testing.chain import Chain, ChainError, free_ports, taken, wanted_ports
 
 LOGS = Path("logs")
 
@@ -19,10 +20,10 @@ LOGS = Path("logs")
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     LOGS.mkdir(exist_ok=True)
-    ports = DEFAULT_PORTS
+    ports = wanted_ports(os.environ)
     if any(taken(port) for port in ports):
         ports = free_ports()
-        print(f"a default port is taken; the chain uses {', '.join(map(str, ports))} instead", file=sys.stderr)
+        print(f"a port is taken; the chain uses {', '.join(map(str, ports))} instead", file=sys.stderr)
     with (LOGS / "run.log").open("w", encoding="utf-8", buffering=1) as log:
         try:
             with Chain(ports, on_line=lambda hop, line: _write(log, hop, line)) as chain:

@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import threading
 
-from lambdalm.testing.chain import DEFAULT_PORTS, MODULES, Chain, ChainError, Hop, taken
+from lambdalm.testing.chain import Chain, ChainError, Hop, PortNames, taken, wanted_ports
 
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    for hop, port in zip(MODULES, DEFAULT_PORTS, strict=True):
+    ports = wanted_ports(os.environ)
+    for name, port in zip(PortNames(), ports, strict=True):
         if taken(port):
-            print(f"error: port {port}, which the {hop} needs, is taken: is the chain running already?")
+            print(f"error: port {port} is taken: is the chain running already? {name} sets another", file=sys.stderr)
             return 1
     stopping = threading.Event()
+    chain = Chain(ports, on_line=_say, patience=math.inf, stop_waiting=stopping)
+
+    def stop(*_: object) -> None:
+        if stopping.is_set():  # asked twice: it does not wait for what is in progress
+            for hop in chain.hops.values():
+                hop.process.kill()
+        stopping.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, stop)
     try:
-        with Chain(DEFAULT_PORTS, on_line=_say, patience=math.inf, stop_waiting=stopping) as chain:
+        with chain:
             _say("make up", f"ready: {chain.url}/query; Ctrl-C stops it")
             for hop_running in chain.hops.values():
                 threading.Thread(target=_watch, args=(hop_running, stopping), daemon=True).start()
             stopping.wait()
-            _say("make up", "stopping")
+            _say("make up", "stopping when the answers in progress have ended; Ctrl-C again: at once")
     except ChainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -95,7 +95,7 @@ def test_an_answer_cut_off_by_its_limit_says_what_to_do() -> None:
         (Code.UNAVAILABLE, "ollama", "at the model provider ollama", "engine running"),
         (Code.UNAVAILABLE, None, "outside λλM", "load balancer"),
         (Code.DEADLINE_EXCEEDED, "proxy", "at the gRPC proxy", "--timeout SECONDS (now 120)"),
-        (Code.RESOURCE_EXHAUSTED, "proxy", "at the gRPC proxy", "come back later"),
+        (Code.UNAVAILABLE, "store", "at the store of the gRPC proxy", "--no-memory asks without"),
         (Code.NOT_FOUND, "proxy", "at the gRPC proxy", "--model"),
         (Code.INTERNAL, "backend", "at the LLM backend", "request id"),
     ],

@@ -27,6 +27,11 @@ class TestConfig(ConfigContract):
         ("LOG_LEVEL", "DEBUG", "log.level", "DEBUG"),
         ("LOG_FORMAT", "json", "log.format", "json"),
     ]
+    company = {
+        "GRPC_CA_PATH": {"GRPC_USE_TLS": "true"},
+        "GRPC_CLIENT_CERT_PATH": {"GRPC_USE_TLS": "true", "GRPC_CLIENT_KEY_PATH": "/k"},
+        "GRPC_CLIENT_KEY_PATH": {"GRPC_USE_TLS": "true", "GRPC_CLIENT_CERT_PATH": "/c"},
+    }
     nonsense = [
         ("  keepalive_seconds:", "  colour: red\n  keepalive_seconds:", "grpc"),
         ("header_bytes: 16384", "header_bytes: many", "limits.header_bytes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from lambdalm.errors import Code, LlmError
@@ -18,6 +19,7 @@ _PLACES = {
     "edge": "at the RESTful proxy",
     "proxy": "at the gRPC proxy",
     "backend": "at the LLM backend",
+    "store": "at the store of the gRPC proxy",
 }
 
 _ANYWHERE = "*"
@@ -36,7 +38,7 @@ _HINTS: dict[tuple[Code, str | None], str] = {
     (Code.UNAVAILABLE, _ANYWHERE): "is the model's engine running? backend_lambda/config.yaml says where it should be",
     (Code.DEADLINE_EXCEEDED, _ANYWHERE): "give it more time with --timeout SECONDS (now {timeout:g}), "
     "or ask for less with --max-tokens",
-    (Code.RESOURCE_EXHAUSTED, _ANYWHERE): "come back {later}",
+    (Code.UNAVAILABLE, "store"): "its log tells more; --no-memory asks without, unless your key has limits",
     (Code.INVALID_ARGUMENT, None): _FOREIGN,
     (Code.NOT_FOUND, None): _FOREIGN,
     (Code.NOT_FOUND, _ANYWHERE): "is the model's name right? --model, or /model in a session, sets it",
@@ -119,7 +121,7 @@ def failure(error: LlmError, address: str, timeout: float, id: str, timings: Tim
 
 def _hint(error: LlmError, address: str, timeout: float) -> str | None:
     hint = _HINTS.get((error.code, error.origin)) or _HINTS.get((error.code, _ANYWHERE))
-    later = "later" if error.retry_after is None else f"in {error.retry_after:g} s"
+    later = "later" if error.retry_after is None else f"in {math.ceil(error.retry_after)} s"
     if hint is None:
         return None if error.retry_after is None else f"come back {later}"
     hint = hint.format(address=address, timeout=timeout, later=later)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
+import click
 import uvloop
 
 from grpc_proxy import key_commands, metrics, server, tls, workers
@@ -19,10 +21,14 @@ from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_c
 from lambdalm.errors import Code, LlmError
 from lambdalm.runtime import settle
 
+_KEYS = "API_KEYS_FILE"
+
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
     settle()
+    if config.keys.file is None and os.environ.get(_KEYS):
+        logs.get(HOP).warning(f"{_KEYS} is set, but this config does not name it: nobody is asked for a key")
     if config.workers > 1:
         _check_files(config)
     shared = [config.listen, *([config.bridge.http, config.bridge.https] if config.bridge.enabled else [])]
@@ -53,8 +59,16 @@ async def _look(config: Config) -> str:
         try:
             await proxy.store.get(Key("test", "test"))
             lines = [f"the store {proxy.store.name} answers"]
+            failed: LlmError | None = None
             for name, member in proxy.pool.members.items():
-                lines.append(await _tried(config.each_upstream()[name].url, member.upstream))
+                try:
+                    lines.append(await _tried(config.each_upstream()[name].url, member.upstream))
+                except LlmError as error:
+                    lines.append(f"the backend {name} cannot answer: {error.message}")
+                    failed = failed or error
+            if failed is not None:
+                click.echo("\n".join(lines))
+                raise failed
         finally:
             await proxy.close()
     return "\n".join(lines)

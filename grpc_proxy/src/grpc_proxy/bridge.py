@@ -120,7 +120,8 @@ async def _listen(
             ssl_handshake_timeout=handshake,
         )
     except OSError as error:
-        raise ports.refused(listen, error) from None
+        advice = "HEALTH_HTTP_PORT and HEALTH_HTTPS_PORT set others, HEALTH_ENABLED=false does without"
+        raise OSError(f"{ports.refused(listen, error)} ({advice})") from None
 
 
 def _url(scheme: str, listen: Listen, server: asyncio.Server) -> str:

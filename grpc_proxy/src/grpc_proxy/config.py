@@ -19,7 +19,7 @@ from grpc_proxy.sessions import SessionsConfig
 from grpc_proxy.store.table import StoreConfig
 from grpc_proxy.tls import TlsConfig
 from lambdalm.chat import Name
-from lambdalm.listen import Listen, is_loopback
+from lambdalm.listen import Listen, Port, is_loopback
 from lambdalm.logs import LogConfig
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -30,6 +30,9 @@ UpstreamName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 class GrpcListen(Listen, frozen=True, forbid_unknown_fields=True):
     """Where gRPC is served. Whether that may be reached from elsewhere, the config as a whole says: keys guard it."""
+
+    host: str = "127.0.0.1"
+    port: Port = 50051
 
     @property
     def guarded(self) -> bool:
@@ -116,8 +119,8 @@ class ProxyLogConfig(LogConfig, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `config.yaml`."""
 
-    listen: GrpcListen
     upstreams: Annotated[dict[UpstreamName, UpstreamConfig], Meta(min_length=1)]
+    listen: GrpcListen = GrpcListen()
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     routing: RoutingConfig = RoutingConfig()
     sticky: StickyConfig = StickyConfig()
@@ -134,6 +137,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         self.store.check_workers(self.workers)
+        if self.workers > 1 and self.listen.port == 0:
+            raise ValueError("listen.port is 0 and workers more than 1: they share one port, so give it a number")
         if not (self.listen.allow_public or self.keys.file is not None or is_loopback(self.listen.host)):
             raise ValueError(
                 f"listen.host {self.listen.host} can be reached from other machines and nobody is asked who they are: "

@@ -26,6 +26,7 @@ from lambdalm.tracing import Span
 from lambdalm_proto.v1 import llm_pb2
 
 HOP = "proxy"
+_TRACED = {"generateText", "Generate", "GenerateStream"}  # who asks how things are, asks often
 
 _SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
 
@@ -100,7 +101,8 @@ class Door:
         try:
             metadata = _texts(context)
             asked.call = _call(metadata, context.time_remaining(), self._limits, clock)
-            asked.call.span = _span(method, metadata, asked.call.id)
+            if method in _TRACED:
+                asked.call.span = _span(method, metadata, asked.call.id)
             self._check_room()
             asked.call.check()
             asked.caller = self._callers.identify(metadata)

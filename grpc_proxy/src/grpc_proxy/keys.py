@@ -156,7 +156,8 @@ def read_keys(file: Path) -> Entries:
     try:
         return _decode(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unusable(f"{file}: cannot be read: {error.strerror}") from None
+        hint = "; `grpc-proxy key-create NAME` makes it" if isinstance(error, FileNotFoundError) else ""
+        raise _unusable(f"{file}: cannot be read: {error.strerror}{hint}") from None
     except ValueError as error:
         raise _unusable(f"{file}: {error}") from None
 

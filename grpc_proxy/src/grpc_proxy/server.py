@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 
 import aiohttp
 import grpc
@@ -51,16 +52,17 @@ def session() -> aiohttp.ClientSession:
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; then not ready, after `drain_pause` no new calls, and up to `grace` seconds for
-    those in progress. What is left then ends with an error that says so.
+    """Serve until SIGTERM; then not ready, after `drain_pause` no new calls, and up to `grace` seconds for those in
+    progress. What is left then ends with an error that says so. SIGINT (Ctrl-C) does not wait, also after SIGTERM.
 
     Raises OSError when an address cannot be had, LlmError when the store or a file that the config names cannot.
     """
     raise_limit()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    at_once = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_signal_handler(signal.SIGINT, _both(stopping, at_once))
     if config.is_open:
         _log.warning("anybody who reaches this port may call: set keys.file", listen=config.listen.address)
     async with contextlib.AsyncExitStack() as stack:
@@ -77,19 +79,31 @@ async def serve(config: Config) -> None:
         await server.start()
         _log.info("ready", listen=f"{config.listen.host}:{port}", tls=config.tls.enabled, health=bridges)
         await stopping.wait()
-        await _stop(proxy, server, config.limits)
+        await _stop(proxy, server, config.limits, at_once)
 
 
-async def _stop(proxy: Proxy, server: grpc.aio.Server, limits: LimitsConfig) -> None:
+def _both(*events: asyncio.Event) -> Callable[[], None]:
+    def set_all() -> None:
+        for event in events:
+            event.set()
+
+    return set_all
+
+
+async def _stop(proxy: Proxy, server: grpc.aio.Server, limits: LimitsConfig, at_once: asyncio.Event) -> None:
+    """`at_once` ends the pause and the grace."""
     _log.info("stopping", drain_pause=limits.drain_pause, grace=limits.grace)
+    hurry = asyncio.create_task(at_once.wait())
     await proxy.health.stop()
-    await asyncio.sleep(limits.drain_pause)
+    await asyncio.wait({hurry}, timeout=limits.drain_pause)
     ended = asyncio.create_task(server.stop(limits.grace + _LAST_WORDS_SECONDS))
     drained = asyncio.create_task(proxy.service.finish(limits.grace))
-    await asyncio.wait({ended}, timeout=limits.grace)
+    await asyncio.wait({ended, hurry}, timeout=limits.grace, return_when=asyncio.FIRST_COMPLETED)
     proxy.door.stop_all()
-    await ended
-    await drained
+    if at_once.is_set():
+        await proxy.service.finish(0)
+    hurry.cancel()
+    await asyncio.gather(ended, drained)
 
 
 def _bind(server: grpc.aio.Server, config: Config, certificate: tls.Certificate | None) -> int:

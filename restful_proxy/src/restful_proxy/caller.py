@@ -14,7 +14,7 @@ from lambdalm.errors import Code, LlmError
 
 Metadata = tuple[tuple[str, str], ...]
 
-_PASSED_ON = ("Cookie", "Authorization", "X-Api-Key", "traceparent", "tracestate")
+_PASSED_ON = ("Cookie", "Authorization", "X-Api-Key")
 _SET_COOKIE = "set-cookie"
 # Of all of them together. gRPC refuses a call with more than 8 KiB of metadata, which holds some of its own.
 _MAX_BYTES = 6144

@@ -34,6 +34,13 @@ class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_path: str | None = None
     server_name: str | None = None
 
+    def __post_init__(self) -> None:
+        if (self.cert_path is None) != (self.key_path is None):
+            raise ValueError("cert_path and key_path go together: set both, or neither")
+        for key in ("ca_path", "cert_path"):
+            if getattr(self, key) is not None and not self.enabled:
+                raise ValueError(f"{key} is set and enabled is not (GRPC_USE_TLS): without TLS it protects nothing")
+
     @property
     def authorities(self) -> str | None:
         """The file with the authorities that count; None for those that gRPC brings, where the system has no file."""
@@ -41,14 +48,9 @@ class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check(config: TlsConfig) -> None:
-    """Raises `LlmError(FAILED_PRECONDITION)` that names the key for a section that cannot be what is meant."""
-    if (config.cert_path is None) != (config.key_path is None):
-        raise _unusable("cert_path", "and grpc.tls.key_path go together: set both, or neither")
+    """Raises `LlmError(FAILED_PRECONDITION)` that names the key of a file that cannot be used."""
     if config.enabled:
         context(config)
-    elif config.ca_path is not None or config.cert_path is not None:
-        key = "ca_path" if config.ca_path is not None else "cert_path"
-        raise _unusable(key, "is set and grpc.tls.enabled is not: without TLS it would protect nothing")
 
 
 def context(config: TlsConfig) -> ssl.SSLContext:

@@ -39,6 +39,16 @@ class Ports(NamedTuple):
     health_tls: int
 
 
+class PortNames(NamedTuple):
+    """The environment variable that sets each."""
+
+    backend: str = "BACKEND_PORT"
+    proxy: str = "GRPC_PORT"
+    edge: str = "LLM_PORT"
+    health: str = "HEALTH_HTTP_PORT"
+    health_tls: str = "HEALTH_HTTPS_PORT"
+
+
 DEFAULT_PORTS = Ports(8500, 50051, 8080, 8081, 8443)
 MODULES = {"backend": "backend_lambda", "proxy": "grpc_proxy", "edge": "restful_proxy"}
 """Kind of hop → the module that runs it, in the order in which they start; they stop in the opposite order."""
@@ -67,6 +77,11 @@ def free_ports() -> Ports:
     for sock in sockets:
         sock.close()
     return ports
+
+
+def wanted_ports(environ: Mapping[str, str]) -> Ports:
+    """The default ports, but for those that the environment sets; raises ValueError for what is no number."""
+    return Ports(*(int(environ.get(name) or port) for name, port in zip(PortNames(), DEFAULT_PORTS, strict=True)))
 
 
 def taken(port: int) -> bool:
@@ -247,11 +262,7 @@ class Chain:
         return {
             **self._inherited,
             "PYTHONUNBUFFERED": "1",
-            "BACKEND_PORT": str(ports.backend),
-            "GRPC_PORT": str(ports.proxy),
-            "LLM_PORT": str(ports.edge),
-            "HEALTH_HTTP_PORT": str(ports.health),
-            "HEALTH_HTTPS_PORT": str(ports.health_tls),
+            **dict(zip(PortNames(), map(str, ports), strict=True)),
             **self._environ,
         }
 

@@ -101,7 +101,8 @@ class Guarded:
         self.why = None
 
     def _down(self, why: str, seconds: float) -> LlmError:
-        return LlmError(Code.UNAVAILABLE, why, retry_after=seconds, origin="store")
+        said = why if why.startswith("the store") else f"the store ({self.name}) fails: {why}"
+        return LlmError(Code.UNAVAILABLE, said, retry_after=seconds, origin="store")
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

@@ -5,6 +5,7 @@ What a store needs is imported with it alone: who keeps memory in a file does wi
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -34,7 +35,7 @@ class SqliteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The section `store.redis`. `url` has no password in it: it ends up in logs and errors."""
 
-    url: Annotated[str, Meta(pattern=_REDIS_URL)] = "redis://127.0.0.1:6379/0"
+    url: str = "redis://127.0.0.1:6379/0"
     username: Name | None = None
     password: str | None = None
     password_file: str | None = None
@@ -43,6 +44,11 @@ class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         urlsplit(self.url).port  # noqa: B018  # which raises ValueError for one that cannot be
+        if re.match(_REDIS_URL, self.url) is None:
+            raise ValueError(
+                "url must be redis://host:port/number, rediss://… (TLS) or unix://path, without user and password: "
+                "those are username (REDIS_USERNAME) and password_file (REDIS_PASSWORD_FILE)"
+            )
 
 
 class DynamoDbConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
