@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -76,3 +77,15 @@ async def test_nobody_is_told_serving_before_the_backend_has_been_looked_at(serv
     async with RawServer(hangs) as backend, watched(backend.url, service) as changes:
         await asked.wait()
         assert (await changes.read()).status == NOT_SERVING
+
+
+async def test_who_watches_does_not_hold_the_stop_up() -> None:
+    async with RawServer(says("200 OK")) as backend, whole_proxy_here(new_config(backend.url)) as here:
+        watch = health_pb2_grpc.HealthStub(here.channel).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        await here.proxy.health.stop()
+        here.proxy.health.let_go()
+        async with asyncio.timeout(WAIT):
+            while await watch.read() is not grpc.aio.EOF:
+                pass
+        assert await watch.code() is grpc.StatusCode.OK

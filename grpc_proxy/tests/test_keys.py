@@ -205,7 +205,8 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_were_and_is_complained_of_on
 
 
 def test_a_file_that_is_not_there_at_the_start_stops_it(file: Path) -> None:
-    assert refusal(file).message == f"keys.file: {file}: cannot be read: No such file or directory"
+    why = f"keys.file: {file}: cannot be read: No such file or directory; `grpc-proxy key-create NAME` makes it"
+    assert refusal(file).message == why
 
 
 @pytest.mark.parametrize(

@@ -481,7 +481,18 @@ async def test_one_without_room_is_not_broken() -> None:
         for _ in range(7):
             assert await said(pool, asking(sticky="a")) == TEXT
         assert watcher(pool).ejections == []
-        assert len(a.requests) == 7
+        assert len(a.requests) == 1, "for a moment others are asked before one that said that it is full"
+        pool.looked("b", DOWN)
+        assert (await fails(pool, asking())).code is Code.RESOURCE_EXHAUSTED
+
+
+async def test_one_that_refuses_the_proxys_credential_is_left_out() -> None:
+    a, b = Backend(refuses(Code.UNAUTHENTICATED, "401 Unauthorized")), Backend()
+    async with up(a, b), pooled(a, b) as pool:
+        for _ in range(9):
+            assert await said(pool, asking(sticky="a")) == TEXT
+        assert watcher(pool).ejections == ["a"]
+        assert len(a.requests) == 5
 
 
 async def test_fallback_models_answer_in_order_and_only_those_that_the_caller_may_use() -> None:

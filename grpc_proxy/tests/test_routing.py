@@ -130,7 +130,8 @@ def test_what_another_could_mend_is_tried_again_and_what_is_broken_counts(code: 
     error = LlmError(code, "")
     mendable = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "UNAUTHENTICATED"}
     assert routing.is_mendable(error) is (code.value in mendable)
-    assert routing.is_fault(error) is (code.value in {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS"})
+    faults = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAUTHENTICATED"}
+    assert routing.is_fault(error) is (code.value in faults)
 
 
 @given(st.lists(st.booleans(), max_size=400), st.sampled_from([0.0, 0.1, 0.2, 1.0]), st.integers(0, 20))

@@ -53,6 +53,7 @@ def configure(hop: str, config: LogConfig) -> None:
         last = structlog.processors.JSONRenderer()
         shared.append(structlog.processors.format_exc_info)
     else:
+        shared.append(_printable)
         last = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), pad_event_to=30, exception_formatter=structlog.dev.plain_traceback
         )
@@ -72,6 +73,14 @@ def configure(hop: str, config: LogConfig) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level)
+
+
+def _printable(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Without control characters, which could steer the terminal that shows the log: they come from prompts, too."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = "".join(char if char.isprintable() else "\N{MIDDLE DOT}" for char in value)
+    return event
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -52,6 +52,7 @@ class Answering:
         _check_model(exchange)
         opened = await self._open(exchange)
         if opened is not None and opened.answered is not None:
+            self._names(exchange, opened)
             yield list(_once_more(exchange, opened.answered))
             return
         reservation = await self._reserve(exchange, opened)
@@ -60,6 +61,9 @@ class Answering:
             async with contextlib.aclosing(self._remembered(exchange, begun)) as batches:
                 async for batch in batches:
                     yield batch
+        except (asyncio.CancelledError, GeneratorExit):
+            exchange.was_left = True
+            raise
         finally:
             if reservation is not None:
                 self._later(self._quotas.settle(reservation, exchange.spent()))
@@ -79,15 +83,16 @@ class Answering:
                 raise no_such_session()
             return None
         try:
-            opened = await self._find(exchange, named)
+            return await self._find(exchange, named)
         except LlmError as error:
             if not self._sessions.goes_on_without(error):
                 raise
             return None
-        if opened is not None:
-            exchange.session_id = opened.key.name
-            exchange.cookies = self._callers.set_cookies(exchange.caller, opened.key.name)
-        return opened
+
+    def _names(self, exchange: Exchange, opened: Opened) -> None:
+        """Its session is in the store: from now on the caller is told of it."""
+        exchange.session_id = opened.key.name
+        exchange.cookies = self._callers.set_cookies(exchange.caller, opened.key.name)
 
     async def _find(self, exchange: Exchange, named: str | None) -> Opened | None:
         if named is not None:
@@ -108,6 +113,9 @@ class Answering:
         if opened is not None:
             tokens += conversation.remembered_tokens(opened.session)
         tokens += request.max_tokens or _ANSWER_TOKENS
+        window = self._pool.window(request.model)
+        if window is not None:
+            tokens = min(tokens, window)  # of a longer conversation the model is told the newest part
         try:
             until = time.time() + exchange.call.remaining() + _SETTLE_SECONDS
             return await self._quotas.reserve(exchange.caller.key, tokens, until)
@@ -128,8 +136,8 @@ class Answering:
         except LlmError as error:
             if not self._sessions.goes_on_without(error):
                 raise
-            exchange.session_id, exchange.cookies = None, []
             return None
+        self._names(exchange, opened)
         self._metrics.session_used(opened.key.name)
         if opened.record is None:
             self._metrics.session_made()
@@ -143,14 +151,16 @@ class Answering:
                 async for batch in batches:
                     exchange.saw(batch)
                     if isinstance(batch[-1], Finished):
-                        state = None
+                        state = None  # also if the caller leaves while the answer is being stored
                         if begun is not None and (failure := await self._commit(begun, exchange)) is not None:
+                            state = State.FAILED
                             if rest := [_with_session(event, exchange) for event in batch[:-1]]:
                                 yield rest
                             raise failure
                     yield [_with_session(event, exchange) for event in batch]
         except LlmError as error:
-            state = state and (State.CANCELLED if error.code is Code.CANCELLED else State.FAILED)
+            if state is State.CANCELLED and error.code is not Code.CANCELLED:
+                state = State.FAILED
             raise
         finally:
             if begun is not None and state is not None:

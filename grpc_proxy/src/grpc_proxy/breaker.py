@@ -37,7 +37,7 @@ class Breaker:
         self._times = 0
         self._until: float | None = None
         self._closed_at = 0.0
-        self._trying = False
+        self._trying_since: float | None = None
 
     def state(self, now: float) -> State:
         if self._until is None:
@@ -47,7 +47,11 @@ class Breaker:
     def allows(self, now: float) -> bool:
         """Whether a request may go to the backend now."""
         state = self.state(now)
-        return state == "closed" or (state == "half-open" and not self._trying)
+        return state == "closed" or (state == "half-open" and not self._on_trial(now))
+
+    def _on_trial(self, now: float) -> bool:
+        """Whether a request tries it; one that has hung for long bars no other."""
+        return self._trying_since is not None and now - self._trying_since < self._config.seconds
 
     @property
     def until(self) -> float:
@@ -57,7 +61,8 @@ class Breaker:
     def began(self, now: float) -> bool:
         """A request goes to it; says whether on trial, which it is told when the request ends."""
         state = self.state(now)
-        self._trying = self._trying or state == "half-open"
+        if state == "half-open" and not self._on_trial(now):
+            self._trying_since = now
         return state != "closed"
 
     def answered(self, now: float, on_trial: bool) -> None:
@@ -73,7 +78,7 @@ class Breaker:
 
     def trial_over(self) -> None:
         """The request that was on trial has ended, however it did."""
-        self._trying = False
+        self._trying_since = None
 
     def failed(self, now: float, may_open: bool, on_trial: bool) -> bool:
         """It has failed; says whether it opens. `may_open` is False where nobody else is left to ask.

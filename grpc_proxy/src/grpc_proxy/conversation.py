@@ -27,6 +27,7 @@ from lambdalm.events import FinishReason, Tokens
 _BYTES_PER_TOKEN = 3  # on the safe side: tokens of English have 4 bytes, other languages fewer
 _TOKENS_PER_TURN = 8  # what a chat template puts around a question and its answer
 _ANSWER_SHARE = 4  # of a window a quarter is kept for the answer, where the request does not say how long it may be
+_MOST_TURNS = 500  # of a session: it is read and written whole
 _TITLE = 64  # characters
 _AROUND = 256  # bytes that a session, or a turn, takes beside its texts and names, at most
 
@@ -134,12 +135,12 @@ def end(session: Session, attempt: str, ending: Ending, now: float) -> Session |
 
 
 def shortened(session: Session, max_bytes: int, attempt: str) -> Session:
-    """The session without its oldest turns, so that it takes at most so many bytes; the attempt's turn always stays."""
+    """The session without its oldest turns: of `max_bytes` and some hundreds of turns; the attempt's always stays."""
     left = max_bytes - _AROUND - len((session.system or "").encode())
     kept, own = 0, False
     for turn in reversed(session.turns):
         left -= _size(turn)
-        if left < 0 and own:
+        if (left < 0 or kept >= _MOST_TURNS) and own:
             break
         own = own or turn.attempt == attempt
         kept += 1

@@ -138,7 +138,7 @@ class Query:
 
     def broke_off(self) -> LlmError:
         why = "the connection to the LLM backend broke off: the answer is incomplete"
-        return LlmError(Code.UNAVAILABLE, why)
+        return LlmError(Code.UNAVAILABLE, why, retry_after=1)
 
     def encode(self, request: ChatRequest) -> bytes:
         return encode_query(request, stream=True)

@@ -39,6 +39,8 @@ class Exchange:
         self.usage: Tokens | None = None
         self.told = 0
         self.asked = 0
+        self.was_left = False
+        """Whether it ended because its caller left or its time was up."""
         self._size = 0
         self._begun = False
         self._text: list[str] = []
@@ -76,12 +78,13 @@ class Exchange:
 
     def ending(self, state: State) -> Ending:
         """How its turn ends."""
-        return Ending(state, "".join(self._text), self.model, self._reason, self.usage, self.told, self.upstream)
+        text = "" if self.overlong else "".join(self._text)
+        return Ending(state, text, self.model, self._reason, self.usage, self.told, self.upstream)
 
     def spent(self) -> int:
         """Tokens that it has cost: as counted; where they were not, an estimate of what was told and said."""
         if not self._begun:
-            return 0
+            return self.asked if self.was_left else 0  # what was asked has been read, if not answered
         usage = self.usage or Tokens()
         asked, said = usage.prompt_tokens, usage.completion_tokens
         if said is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
@@ -26,12 +27,30 @@ _LIST_SECONDS = 30.0  # between lists of an upstream's models
 _log = logs.get(__name__)
 
 
+class _Servicer(aio.HealthServicer):  # type: ignore[misc]  # the stubs lack it
+    """Its watches end when the server stops; else they would hold it up for all of its grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        watching = asyncio.create_task(super().Watch(request, context))
+        over = asyncio.create_task(self.over.wait())
+        try:
+            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+            watching.cancel()
+            await asyncio.wait({watching})
+
+
 class Health:
     """Whether requests would be answered: while some upstream can, and the server is not stopping."""
 
     def __init__(self, pool: Pool, every: Mapping[str, float], looked: Callable[[], None]) -> None:
         """`every` has for each upstream the seconds between looks; `looked` is told of each."""
-        self.servicer = aio.HealthServicer()
+        self.servicer = _Servicer()
         self._pool = pool
         self._every = every
         self._looked = looked
@@ -63,6 +82,10 @@ class Health:
         """Not ready any more, whatever the upstreams do."""
         self.stopping = "shutting down"
         await self.servicer.enter_graceful_shutdown()
+
+    def let_go(self) -> None:
+        """End the watches; who watches has been told that it stops."""
+        self.servicer.over.set()
 
     async def _watch(self, name: str, member: Member) -> None:
         listed = -_LIST_SECONDS

@@ -36,7 +36,7 @@ class Slot:
 class Waiter(NamedTuple):
     """Who waits for one of these targets, and what they are given when their turn comes."""
 
-    targets: Sequence[Target]
+    targets: tuple[Target, ...]
     sticky: str | None
     given: asyncio.Future[Slot]
 
@@ -55,7 +55,7 @@ class Line:
 
         Raises `LlmError(RESOURCE_EXHAUSTED)` where the line is full. Who has it calls `leave` when they are through.
         """
-        waiter = Waiter(targets, sticky, asyncio.get_running_loop().create_future())
+        waiter = Waiter(tuple(targets), sticky, asyncio.get_running_loop().create_future())
         slot = self._take(targets, sticky)  # who waits already waits for others: these would have been given to them
         if slot is not None:
             waiter.given.set_result(slot)
@@ -90,13 +90,17 @@ class Line:
 
     def move(self) -> None:
         """Give what has become free to those who wait for it."""
+        if not any(target.has_room for target in self._everyone):
+            return
+        stuck: set[tuple[Target, ...]] = set()  # what one cannot have now, none behind who waits for the same can
         for waiter in self.waiters:
-            if not any(target.has_room for target in self._everyone):
-                return
-            if not waiter.given.done():
-                slot = self._take(waiter.targets, waiter.sticky)
-                if slot is not None:
-                    waiter.given.set_result(slot)
+            if waiter.given.done() or waiter.targets in stuck:
+                continue
+            slot = self._take(waiter.targets, waiter.sticky)
+            if slot is None:
+                stuck.add(waiter.targets)
+            else:
+                waiter.given.set_result(slot)
 
     def _take(self, targets: Sequence[Target], sticky: str | None) -> Slot | None:
         """A place at one of them now; None where all have to be waited for."""

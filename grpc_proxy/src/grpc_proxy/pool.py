@@ -133,6 +133,8 @@ class Attempt:
             breaker.succeeded()
 
     def failed(self, error: LlmError) -> None:
+        if error.code is Code.RESOURCE_EXHAUSTED and not self.committed:
+            self.member.target.said_full(error.retry_after, _now())
         if not routing.is_fault(error):
             return
         now, target = _now(), self.member.target
@@ -192,6 +194,11 @@ class Pool:
     def known(self, model: str) -> str:
         """The model's name if some upstream lists it, else `other`: callers must not make labels up."""
         return model if any(model in member.windows for member in self.members.values()) else "other"
+
+    def window(self, model: str | None) -> int | None:
+        """The largest context that the model has anywhere, in tokens; None where that is not known."""
+        windows = [member.window(model) for member in self.members.values()]
+        return max((window for window in windows if window is not None), default=None)
 
     def why_not(self, seen: Collection[str]) -> str | None:
         """None while some upstream of those `seen` can answer; else why the first cannot."""

@@ -15,9 +15,9 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -34,7 +34,7 @@ _KEPT = 2 * DAY  # seconds after the last change: longer than any budget lasts
 _TOGETHER = 64  # changes that share a write: deciding on more would hold the loop up
 _TRIES = 20  # of one change; each that fails is another process's success
 _PAUSE = 0.005  # seconds before another try, times a random number and the tries so far
-_AGAIN = 0.1  # seconds before a second try to settle
+_AGAIN = 1.2  # seconds, after which a settlement is tried once more: a store that fails is left alone for one
 _WARN_SECONDS = 60.0
 
 Decide = Callable[[Ledger], Ledger | Refusal]
@@ -63,6 +63,7 @@ class Quotas:
         self._clock = clock
         self._writers: dict[str, _Writer] = {}
         self._warn_at = 0.0
+        self._afterwards: set[asyncio.Task[None]] = set()
 
     async def reserve(self, entry: KeyEntry, tokens: int, until: float) -> Reservation | None:
         """Take one request of so many tokens at most; it counts as in flight up to `until`, in seconds since 1970.
@@ -76,6 +77,7 @@ class Quotas:
         try:
             refusal = await self._change(entry.id, partial(self._reserved, entry.limits, reservation.id, tokens, until))
         except LlmError as error:
+            self._later(self.settle(reservation, 0))  # it may have been written all the same
             self._without_store(error)
             return None
         except asyncio.CancelledError:
@@ -99,7 +101,14 @@ class Quotas:
 
     async def close(self) -> None:
         """Finish what was begun, before the store is closed."""
+        while self._afterwards:
+            await asyncio.wait(self._afterwards)
         await asyncio.gather(*(writer.idle() for writer in self._writers.values()))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._afterwards.add(task)
+        task.add_done_callback(self._afterwards.discard)
 
     def _reserved(self, limits: Limits, id: str, tokens: int, until: float, ledger: Ledger) -> Ledger | Refusal:
         return ledgers.reserve(ledger, limits, id, tokens, until, self._clock())

@@ -25,8 +25,11 @@ _MENDABLE = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.INTERNAL, Code.UNKN
 
 _TO_BEGIN_WITH = 10  # retries, so that the first requests have some, too
 
-_FAULTS = {Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS}
-"""What speaks against a backend. One without room is not broken, and a deadline is the caller's choice."""
+_FAULTS = {Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS, Code.UNAUTHENTICATED}
+"""What speaks against a backend. It is the proxy's credential that it refuses; a deadline is the caller's choice, and
+one without room is not broken: others are asked before it for a while."""
+
+_MOST_FULL = 5.0  # seconds for which others are asked before one that had no room, if it does not say less
 
 
 class RetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +69,7 @@ class Target:
         self.down: str | None = None
         self.in_flight = 0
         self.waiting = 0
+        self._full_until = 0.0
         self._last_chosen = 0
 
     @property
@@ -76,6 +80,14 @@ class Target:
     def load(self) -> tuple[float, int]:
         """What it would have in flight for its weight; who was chosen longest ago comes first among equals."""
         return (self.in_flight + 1) / self.weight, self._last_chosen
+
+    def said_full(self, retry_after: float | None, now: float) -> None:
+        """It has refused a request for want of room; when to come back in seconds, if it said that."""
+        self._full_until = now + min(retry_after or 1.0, _MOST_FULL)
+
+    def is_full(self, now: float) -> bool:
+        """Whether it said so a moment ago."""
+        return now < self._full_until
 
     def began(self, turn: int, now: float) -> bool:
         """A request goes to it; says whether on trial, since the breaker was not closed."""
@@ -94,10 +106,11 @@ def serving(targets: Iterable[Target], model: str | None) -> list[Target]:
 
 
 def available(targets: Sequence[Target], now: float) -> list[Target]:
-    """Those that may be asked now. Where every healthy one's breaker is open, the one that is open the shortest time
-    stays: an answer that may fail is better than none."""
+    """Those that may be asked now; one that has just said that it is full only where all have. Where every healthy
+    one's breaker is open, the one that is open the shortest time stays: an answer that may fail is better than none."""
     healthy = [target for target in targets if target.down is None]
     passing = [target for target in healthy if target.breaker.allows(now)]
+    passing = [target for target in passing if not target.is_full(now)] or passing
     return passing or sorted(healthy, key=lambda target: target.breaker.until)[:1]
 
 

@@ -96,6 +96,7 @@ async def _stop(proxy: Proxy, server: grpc.aio.Server, limits: LimitsConfig, at_
     hurry = asyncio.create_task(at_once.wait())
     await proxy.health.stop()
     await asyncio.wait({hurry}, timeout=limits.drain_pause)
+    proxy.health.let_go()
     ended = asyncio.create_task(server.stop(limits.grace + _LAST_WORDS_SECONDS))
     drained = asyncio.create_task(proxy.service.finish(limits.grace))
     await asyncio.wait({ended, hurry}, timeout=limits.grace, return_when=asyncio.FIRST_COMPLETED)

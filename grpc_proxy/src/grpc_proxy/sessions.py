@@ -11,12 +11,13 @@ answer was lost finds the session that it made the first time.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -25,7 +26,7 @@ from msgspec import Meta
 from grpc_proxy import conversation
 from grpc_proxy.callers import Caller
 from grpc_proxy.conversation import Ending, Session, State, Summary, Turn
-from grpc_proxy.store.base import Key, Record, Store
+from grpc_proxy.store.base import Key, Listed, Record, Store
 from lambdalm import logs
 from lambdalm.errors import STORE, Code, LlmError
 
@@ -95,7 +96,12 @@ class Sessions:
                 return None
             now = self._clock()
             return Opened(key, Session(key.name, now, now), None, None)
-        session = _decoder.decode(record.value)
+        session = _decoded(key, record)
+        if session is None and session_id is not None:
+            return None
+        if session is None:
+            now = self._clock()
+            return Opened(key, Session(key.name, now, now), record, None)
         turn = conversation.find(session, request_id, prompt)
         answered = turn if turn is not None and turn.state is State.COMPLETE else None
         return Opened(key, session, record, answered)
@@ -110,7 +116,10 @@ class Sessions:
                 raise _gone()
             return conversation.begin(found or opened.session, turn, system)
 
-        session, version = await self._change(opened.key, opened.record, change, attempt, self._config.seconds + budget)
+        known = None if opened.record is None else opened.session
+        version = None if opened.record is None else opened.record.version
+        seconds = self._config.seconds + budget
+        session, version = await self._change(opened.key, known, version, change, attempt, seconds)
         return Begun(opened.key, session, attempt, version)
 
     async def end(self, begun: Begun, ending: Ending) -> None:
@@ -124,14 +133,13 @@ class Sessions:
                 raise LlmError(Code.ABORTED, "the request was repeated meanwhile, and the repetition has its turn")
             return ended
 
-        known = Record(_encoder.encode(begun.session), begun.version)
-        await self._change(begun.key, known, change, begun.attempt, self._config.seconds)
+        await self._change(begun.key, begun.session, begun.version, change, begun.attempt, self._config.seconds)
 
     async def list(self, caller: Caller, limit: int) -> list[Listing]:
         """The caller's sessions, the one used last first."""
         limit = min(limit or self._config.list_limit, self._config.list_limit)
         found = await self._store.list(caller.owner, limit)
-        return [Listing(listed.name, _summaries.decode(listed.summary)) for listed in found]
+        return list(_readable(found))
 
     async def get(self, caller: Caller, session_id: str) -> Session:
         """The caller's session; raises `LlmError(NOT_FOUND)`."""
@@ -139,7 +147,10 @@ class Sessions:
         record = await self._store.get(Key(caller.owner, session_id)) if known else None
         if record is None:
             raise no_such_session()
-        return _decoder.decode(record.value)
+        session = _decoded(Key(caller.owner, session_id), record)
+        if session is None:
+            raise no_such_session()
+        return session
 
     async def delete(self, caller: Caller, session_id: str) -> None:
         """Forget the caller's session; raises `LlmError(NOT_FOUND)`."""
@@ -156,25 +167,41 @@ class Sessions:
     async def _change(
         self,
         key: Key,
-        known: Record | None,
+        session: Session | None,
+        version: str | None,
         change: Callable[[Session | None], Session],
         attempt: str,
         seconds: float,
     ) -> tuple[Session, str]:
-        """Put what `change` makes of the session; `known` is what was read of it last. Returns it and its version."""
-        record = known
+        """Put what `change` makes of the session, as it was read last. Returns it as it is then, and its version."""
         for _ in range(_TRIES):
-            session = change(None if record is None else _decoder.decode(record.value))
-            session = conversation.shortened(session, self._max_bytes, attempt)
-            new = self._record(session, self._clock() + seconds)
-            if await self._store.put(key, new, None if record is None else record.version):
-                return session, new.version
+            changed = conversation.shortened(change(session), self._max_bytes, attempt)
+            new = self._record(changed, self._clock() + seconds)
+            if await self._store.put(key, new, version):
+                return changed, new.version
             record = await self._store.get(key)
+            session = None if record is None else _decoded(key, record)
+            version = None if record is None else record.version
         raise LlmError(Code.ABORTED, "too many requests change this session at once: come back later", retry_after=1)
 
     def _record(self, session: Session, expires: float) -> Record:
         summary = _encoder.encode(conversation.summary(session))
         return Record(_encoder.encode(session), secrets.token_hex(8), summary, expires)
+
+
+def _decoded(key: Key, record: Record) -> Session | None:
+    """The session in a record; None for one that cannot be read (a newer version's, or damaged), as if it were not."""
+    try:
+        return _decoder.decode(record.value)
+    except msgspec.MsgspecError as error:
+        _log.warning("a session cannot be read", session=key.name, why=str(error))
+        return None
+
+
+def _readable(found: Iterable[Listed]) -> Iterator[Listing]:
+    for listed in found:
+        with contextlib.suppress(msgspec.MsgspecError):
+            yield Listing(listed.name, _summaries.decode(listed.summary))
 
 
 def no_such_session() -> LlmError:

@@ -69,7 +69,7 @@ async def make_proxy(config: Config, http: aiohttp.ClientSession) -> Proxy:
     upstreams = {name: Upstream(http, one, config.stream.heartbeat_seconds, name) for name, one in configs.items()}
     pool = Pool(upstreams, configs, config.routing, config.stream.heartbeat_seconds, metrics)
     looks = {name: one.check_seconds for name, one in configs.items()}
-    health = Health(pool, looks, lambda: metrics.looked(pool, store.why is None))
+    health = Health(pool, looks, lambda: metrics.looked(pool, store.trouble is None))
     callers = Callers(config.sticky, ring, config.sessions.seconds)
     sessions = Sessions(store, config.sessions)
     quotas = Quotas(store, config.quotas)
@@ -77,7 +77,7 @@ async def make_proxy(config: Config, http: aiohttp.ClientSession) -> Proxy:
     door = Door(config.limits, config.log.prompt_chars, callers, metrics)
 
     def look() -> Sequence[chain.Hop]:
-        return chain.hops(pool, store.name, store.why, health.stopping)
+        return chain.hops(pool, store.name, store.trouble, health.stopping)
 
     service = LlmService(config.stream, door, answering, sessions, pool, look, metrics)
     await store.open()

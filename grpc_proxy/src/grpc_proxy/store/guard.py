@@ -41,6 +41,7 @@ class Guarded:
         self._seconds = seconds
         self._retry_seconds = retry_seconds
         self._monotonic = monotonic
+        self._no_room: str | None = None
         self._probe_at = 0.0
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -51,7 +52,19 @@ class Guarded:
         return await self._call(self._store.get, key)
 
     async def put(self, key: Key, record: Record, after: str | None) -> bool:
-        return await self._call(self._store.put, key, record, after)
+        try:
+            done = await self._call(self._store.put, key, record, after)
+        except LlmError as error:
+            if error.code is Code.RESOURCE_EXHAUSTED:
+                self._no_room = error.message
+            raise
+        self._no_room = None
+        return done
+
+    @property
+    def trouble(self) -> str | None:
+        """Why not all that is asked of it can be done: it is down, or has no room; None while it can."""
+        return self.why or self._no_room
 
     async def delete(self, key: Key) -> bool:
         return await self._call(self._store.delete, key)
