@@ -1,14 +1,14 @@
-"""All measurements, one after the other; `make bench` runs this. Takes about five minutes."""
+"""All measurements, one after the other; `make bench` runs this. Takes about seven minutes."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench import cancel, greedy, overhead, report, streams
+from bench import cancel, features, greedy, overhead, report, streams
 from bench.report import Table
 
-_PROGRAMS = (overhead, streams, cancel, greedy)
+_PROGRAMS = (overhead, streams, cancel, greedy, features)
 
 
 def measure(options: argparse.Namespace) -> list[Table]:
