@@ -14,7 +14,7 @@ early.info("ready", listen="127.0.0.1:80")
 logging.getLogger("gunicorn.error").warning("worker %s", "lost")
 logging.getLogger("gunicorn.error").debug("chatter")
 with structlog.contextvars.bound_contextvars(request_id="r1"):
-    logs.get("late").info("answered")
+    logs.get("late").info("answered", prompt="\\x1b[2Jhi\\r\\x9b")
 try:
     1 / 0
 except ZeroDivisionError as error:
@@ -41,6 +41,7 @@ def test_json_lines_are_the_same_whoever_logs() -> None:
     assert lines[0]["listen"] == "127.0.0.1:80"
     assert [line.get("request_id") for line in lines] == [None, None, "r1", None]
     assert "ZeroDivisionError" in lines[3]["exception"]
+    assert lines[2]["prompt"] == "\x1b[2Jhi\r\x9b"
 
 
 def test_lines_for_people_have_no_colours_in_a_file() -> None:
@@ -49,6 +50,12 @@ def test_lines_for_people_have_no_colours_in_a_file() -> None:
     assert "worker lost" in text
     assert "request_id=r1" in text
     assert "ZeroDivisionError: division by zero" in text
+
+
+def test_what_is_logged_cannot_steer_the_terminal_that_shows_it() -> None:
+    people, machines = logged("INFO", "console"), logged("INFO", "json")
+    assert all(char.isprintable() or char == "\n" for char in people + machines)
+    assert "\N{MIDDLE DOT}[2Jhi\N{MIDDLE DOT}\N{MIDDLE DOT}" in people
 
 
 def test_the_level_says_how_much_is_logged() -> None:

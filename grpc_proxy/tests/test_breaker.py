@@ -63,6 +63,15 @@ def test_half_open_one_request_at_a_time_may_try_it() -> None:
     assert breaker.allows(31)
 
 
+def test_one_that_tries_and_hangs_keeps_others_out_for_30_seconds_only() -> None:
+    breaker = opened()
+    assert breaker.began(30)
+    assert not breaker.allows(59.9)
+    assert breaker.allows(60)
+    assert breaker.began(60)
+    assert not breaker.allows(60), "now another tries"
+
+
 def test_what_becomes_of_a_request_of_before_changes_nothing_while_it_is_out() -> None:
     breaker = opened()
     assert not Breaker(CONFIG).began(0)
@@ -120,12 +129,16 @@ class Rules(RuleBasedStateMachine):
         self.row = 0
         self.times = 0
         self.until: float | None = None
-        self.trying = False
+        self.trying_since: float | None = None
         self.closed_at = 0.0
 
     @property
     def half_open(self) -> bool:
         return self.until is not None and self.now >= self.until
+
+    @property
+    def trying(self) -> bool:
+        return self.trying_since is not None and self.now < self.trying_since + 30
 
     @rule(seconds=st.sampled_from([0.5, 10, 29, 30, 31, 300, 1000]))
     def time_goes(self, seconds: float) -> None:
@@ -134,13 +147,14 @@ class Rules(RuleBasedStateMachine):
     @rule()
     def trial_ends(self) -> None:
         self.breaker.trial_over()
-        self.trying = False
+        self.trying_since = None
 
     @precondition(lambda self: self.breaker.allows(self.now))
     @rule()
     def begins(self) -> None:
         assert self.breaker.began(self.now) is (self.until is not None)
-        self.trying = self.trying or self.half_open
+        if self.half_open:
+            self.trying_since = self.now
 
     @rule(on_trial=st.booleans())
     def answers(self, on_trial: bool) -> None:

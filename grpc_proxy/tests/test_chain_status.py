@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from grpc_proxy.chain import Hop, first_broken
 from grpc_proxy.dialects import Look
 from grpc_proxy.wiring import Proxy
-from lambdalm.testing.raw_http import Peer, RawServer
+from lambdalm.testing.raw_http import OK_SSE, Peer, RawServer
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
 
-from .conftest import new_config, whole_proxy_here
+from .conftest import WHOLE, new_config, whole_proxy_here
 from .stores import redis_server
 from .test_service import refused
 
@@ -83,6 +84,20 @@ async def test_a_store_that_does_not_answer_is_named_with_its_cause(tmp_path: Pa
             assert (hop, name, ok, broken) == ("store", "redis", False, "store")
             assert redis.url in detail or "did not answer" in detail
             redis.resume()
+
+
+async def test_a_store_without_room_is_named_until_it_has_some(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory", "1") as redis:  # which reads, and refuses to write
+        async with two_backends(store={"kind": "redis", "redis": {"url": redis.url}}) as (_, stub, server):
+            server.play = lambda peer: peer.send(OK_SSE + WHOLE)
+            error = await refused(stub.Generate(pb.LLMRequest(prompt="Who?")))
+            hops, broken = await chain(stub)
+            assert (hops[1], broken) == (("store", "redis", False, error.details()), "store")
+            async with Redis.from_url(redis.url) as admin:
+                await admin.config_set("maxmemory", 0)
+            await stub.Generate(pb.LLMRequest(prompt="Who?"))
+            hops, broken = await chain(stub)
+            assert (hops[1], broken) == (("store", "redis", True, "keeps sessions and quotas"), "")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from grpc_proxy.dialects import Model
@@ -427,6 +428,19 @@ async def test_an_answer_that_cannot_be_kept_ends_with_an_error_that_says_so_aft
     assert "could not be kept" in (error.details() or "")
 
 
+async def test_an_answer_too_long_to_be_kept_ends_with_an_error_and_its_turn_has_failed_without_a_text(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id = (await chat.ask("Who?")).session_id
+    monkeypatch.setattr("grpc_proxy.exchange._MOST_TEXT", len(TEXT) - 1)
+    events, error = await fails(chat.call("GenerateStream", pb.LLMRequest(prompt="Long?")))
+    assert said(events) == TEXT
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "could not be kept" in (error.details() or "")
+    turn = (await chat.turns(session_id))[1]
+    assert (turn.state, turn.text) == (pb.TURN_STATE_FAILED, "")
+
+
 async def _begun(chat: Chat) -> pb.LLMResponse:
     """A session, made before the backend began to play its part."""
     play, chat.backend.play = chat.backend.play, whole
@@ -604,6 +618,18 @@ async def test_a_limit_that_is_reached_says_which_and_when_to_come_back(tmp_path
         await chat.ask("When?", STRANGER)
 
 
+async def test_no_cookie_names_a_session_that_a_limit_kept_from_being_made(tmp_path: Path) -> None:
+    keys, file = made_keys(tmp_path, {ME: {"requests_per_minute": 1}})
+    async with chatting(keys, keys={"file": str(file)}) as chat:
+        await chat.ask("Who?", memory=pb.MEMORY_OFF)
+        error = await refused(chat.call("Generate", pb.LLMRequest(prompt="When?")))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for metadata in (error.initial_metadata(), error.trailing_metadata()):
+            chat.jars[ME].keep(metadata)
+            assert chat.jars[ME].set == []
+        assert await chat.sessions() == []
+
+
 async def test_what_an_answer_has_cost_is_settled_as_counted(tmp_path: Path) -> None:
     keys, file = made_keys(tmp_path, {ME: {"tokens_per_day": 3000}})
     async with chatting(keys, keys={"file": str(file)}) as chat:
@@ -624,17 +650,36 @@ async def test_what_a_session_remembers_counts_to_what_its_next_answer_may_cost(
         await chat.ask("When?", memory=pb.MEMORY_OFF)
 
 
+async def test_a_session_longer_than_the_models_window_costs_a_window_at_most(tmp_path: Path) -> None:
+    window = 1500
+    keys, file = made_keys(tmp_path, {ME: {}})
+    parts = {"keys": {"file": str(file)}, "store": {"kind": "sqlite", "sqlite": {"path": str(tmp_path / "store")}}}
+    events: list[StreamEvent] = [Started("r1", "tiny"), TextDelta("!"), Usage(3000, 100), Finished(FinishReason.STOP)]
+    async with chatting(keys, **parts) as chat:
+        chat.backend.play = plays(OK_SSE, *map(encode_event, events))
+        session_id = (await chat.ask("Who?")).session_id
+        await chat.settled()
+    limits = Limits(tokens_per_minute=window)
+    change_keys(file, lambda all_: {name: msgspec.structs.replace(key, limits=limits) for name, key in all_.items()})
+    async with chatting(keys, **parts) as chat:
+        chat.proxy.pool.members["main"].offers([Model("tiny", "p", window)])
+        assert (await chat.ask("When?", session_id=session_id)).text == TEXT
+        assert chat.told() == [[("user", "When?")]]
+
+
 @pytest.mark.parametrize("memory", [pb.MEMORY_ON, pb.MEMORY_OFF])
-@pytest.mark.parametrize("what", ["told", "said", "thought"])
+@pytest.mark.parametrize("what", ["asked", "told", "said", "thought"])
 async def test_an_answer_that_is_left_costs_what_was_told_and_said(tmp_path: Path, memory: Any, what: str) -> None:
     keys, file = made_keys(tmp_path, {ME: {"tokens_per_day": 5100}})
     long = "x" * 3 * 4000  # 4000 tokens, as estimated
-    prompt = long if what == "told" else "Why?"
+    prompt = long if what in ("asked", "told") else "Why?"
     said: Delta = ReasoningDelta(long) if what == "thought" else TextDelta(long if what == "said" else "!")
-    async with chatting(keys, keys={"file": str(file)}) as chat:
-        chat.backend.play, left = held(OK_SSE + STARTED + encode_event(said))
+    waited_for, first = ("heartbeat", b"") if what == "asked" else ("started", encode_event(said))
+    async with chatting(keys, keys={"file": str(file)}, stream={"heartbeat_seconds": SOON}) as chat:
+        chat.backend.play, left = held(OK_SSE + STARTED + first)
         call = chat.call("GenerateStream", pb.LLMRequest(prompt=prompt, memory=memory))
-        await call.read()
+        while kinds([await call.read()]) != [waited_for] or not chat.backend.requests:
+            pass
         call.cancel()
         await soon(left)
         await chat.settled()
@@ -642,10 +687,15 @@ async def test_an_answer_that_is_left_costs_what_was_told_and_said(tmp_path: Pat
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_request_that_nobody_answered_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "nobody",
+    [plays(OK_SSE + STARTED), plays(answer("503 Service Unavailable", "text/plain", b"no"))],
+    ids=["it broke off", "it refused"],
+)
+async def test_a_request_that_nobody_answered_costs_nothing(tmp_path: Path, nobody: Play) -> None:
     keys, file = made_keys(tmp_path, {ME: {"tokens_per_day": 2000}})
     async with chatting(keys, keys={"file": str(file)}) as chat:
-        chat.backend.play = plays(OK_SSE + STARTED)
+        chat.backend.play = nobody
         for _ in range(3):
             error = await refused(chat.call("Generate", pb.LLMRequest(prompt="x" * 1200, memory=pb.MEMORY_OFF)))
             assert error.code() is grpc.StatusCode.UNAVAILABLE

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from grpc_proxy import server
+from grpc_proxy import routing, server
 from grpc_proxy.config import Config
 from grpc_proxy.dialects import Look, Model
 from grpc_proxy.pool import Ask, Pool
+from grpc_proxy.routing import Target
 from grpc_proxy.upstream import Upstream
 from lambdalm import logs
 from lambdalm.chat import ChatRequest
@@ -616,6 +617,32 @@ async def test_a_backend_that_comes_back_is_given_to_those_who_wait() -> None:
         assert b.prompts == ["waits"]
         a.let()
         await running
+
+
+async def test_of_those_who_wait_for_the_same_only_the_first_is_looked_at_while_there_is_no_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = Backend(), Backend()
+    a.play = a.held
+    looks: list[Sequence[Target]] = []
+    choose = routing.choose
+
+    def counted(targets: Sequence[Target], sticky: str | None) -> Target | None:
+        looks.append(targets)
+        return choose(targets, sticky)
+
+    parts = [{"models": ["big", "tiny"]}, {"models": ["tiny"]}]
+    async with up(a, b), pooled(a, b, upstreams=parts, max_in_flight=1, queue=50) as pool:
+        pool.looked("b", DOWN)
+        tasks = [starts(pool, asking(model=model)) for model in ("big", *("big", "tiny") * 25)]
+        await a.has()
+        await until(lambda: len(pool.line.waiters) == 50)
+        monkeypatch.setattr(routing, "choose", counted)
+        pool.line.move()
+        assert len(looks) == 2, "one for each wish"
+        a.let(51)
+        assert await asyncio.gather(*tasks) == [TEXT] * 51
+        assert idle(pool)
 
 
 async def test_what_comes_before_the_first_delta_is_held_back_whole() -> None:

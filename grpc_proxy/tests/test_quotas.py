@@ -18,13 +18,14 @@ from grpc_proxy.keys import KeyEntry, new_key
 from grpc_proxy.ledger import DAY, Ledger, Limits
 from grpc_proxy.quotas import Quotas, QuotasConfig, Reservation
 from grpc_proxy.store.base import Key, Record, Store
+from grpc_proxy.store.guard import Guarded
 from grpc_proxy.store.memory import Memory
 from grpc_proxy.store.redis import Redis
 from grpc_proxy.store.table import RedisConfig, SqliteConfig, StoreConfig, make_store
 from lambdalm import logs
 from lambdalm.errors import Code, LlmError
 
-from .conftest import WAIT
+from .conftest import SOON, WAIT
 from .stores import Clock, RedisServer, redis_server, relay_to
 
 REFUSE, ALLOW = QuotasConfig("refuse"), QuotasConfig("allow")
@@ -97,6 +98,23 @@ class Spied(Memory):
 
     async def put(self, key: Key, record: Record, after: str | None) -> bool:
         self.calls["put"] += 1
+        return await super().put(key, record, after)
+
+
+class Hanging(Spied):
+    """It does what is asked of it in order, but only while it is `working`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.working = asyncio.Event()
+        self.working.set()
+
+    async def get(self, key: Key) -> Record | None:
+        await self.working.wait()
+        return await super().get(key)
+
+    async def put(self, key: Key, record: Record, after: str | None) -> bool:
+        await self.working.wait()
         return await super().put(key, record, after)
 
 
@@ -310,6 +328,19 @@ async def test_what_cannot_be_settled_is_complained_of_and_stays_as_it_was_reser
         server.start()
         assert (await ledger_of(store, entry)).day_tokens == 60
         await store.close()
+
+
+async def test_a_reservation_that_is_written_after_the_store_was_given_up_is_given_back() -> None:
+    store, entry = Hanging(), key_with(max_in_flight=1, tokens_per_day=100)
+    quotas = Quotas(Guarded(store, SOON, retry_seconds=0), REFUSE)
+    await quotas.settle(await granted(quotas, entry), 0)
+    store.working.clear()
+    assert (await refused(quotas, entry, 60)).code is Code.UNAVAILABLE
+    store.working.set()
+    await quotas.close()
+    assert store.calls["put"] == 4, "the late reservation has been written, and settled"
+    ledger = await ledger_of(store, entry)
+    assert (ledger.day_tokens, ledger.held) == (0, {})
 
 
 @pytest.mark.parametrize("leaves", ["before it is written", "before it is acknowledged"])

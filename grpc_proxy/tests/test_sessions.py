@@ -19,7 +19,7 @@ from grpc_proxy.store.table import RedisConfig, SqliteConfig, StoreConfig, make_
 from lambdalm import logs
 from lambdalm.errors import Code, LlmError
 
-from .stores import Clock, redis_server
+from .stores import LATER, Clock, redis_server
 
 CALLERS = Callers(StickyConfig(), None, 900)
 BUDGET = 60.0
@@ -236,6 +236,29 @@ async def test_a_session_that_has_grown_too_large_loses_its_oldest_turns(store: 
     for number in (1, 2):
         await turn(sessions, f"r{number}", f"{number}", "x" * 100, session_id=kept)
     assert [prompt for prompt, _ in await texts(sessions, kept)] == ["1", "2"]
+
+
+async def test_a_session_has_so_many_turns_at_most(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpc_proxy.conversation._MOST_TURNS", 2)
+    kept = await turn(sessions, "r0", "0")
+    for number in (1, 2):
+        await turn(sessions, f"r{number}", f"{number}", session_id=kept)
+    assert [prompt for prompt, _ in await texts(sessions, kept)] == ["1", "2"]
+
+
+async def test_a_session_that_cannot_be_read_is_as_if_it_were_not_there(
+    store: Store, sessions: Sessions, clock: Clock
+) -> None:
+    kept = await turn(sessions, "r1")
+    key = Key(ADA.owner, kept)
+    held = await store.get(key)
+    assert held is not None
+    assert await store.put(key, Record(b"\xc1", "damaged", b"\xc1", clock() + LATER), held.version)
+    await fails(sessions.get(ADA, kept), Code.NOT_FOUND)
+    assert await sessions.open(ADA, kept, "r2", "λ?") is None
+    assert await sessions.list(ADA, 0) == []
+    assert await turn(sessions, "r1", text="anew") == kept
+    assert await texts(sessions, kept) == [("λ?", "anew")]
 
 
 async def test_an_attempt_stays_in_its_session_however_large_that_grows(store: Store, clock: Clock) -> None:

@@ -15,9 +15,10 @@ from backend_lambda.config import Config
 from backend_lambda.providers.base import Provider
 from backend_lambda.providers.ollama import PullProgress
 from backend_lambda.providers.table import PROVIDERS
-from backend_lambda.tryout import check, table, try_out
+from backend_lambda.tryout import check, try_out
 from lambdalm.call import Call, request_id
 from lambdalm.chat import invalid
+from lambdalm.columns import columns
 from lambdalm.config import ConfigError
 from lambdalm.errors import Code, LlmError
 from lambdalm.timings import HopClock
@@ -52,7 +53,7 @@ def models(config: Config) -> str:
         found = provider.models()
     rows = [(model.id, str(model.context_window or "-"), "") for model in found]
     rows[0] = (*rows[0][:2], "default")
-    return table([("model", "context", ""), *rows])
+    return columns([("model", "context", ""), *rows])
 
 
 def pull(config: Config, model: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from backend_lambda.providers.base import Provider
 from lambdalm.call import Call, request_id
 from lambdalm.chat import ChatRequest
+from lambdalm.columns import columns
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Answer, Collector, ReasoningDelta, TextDelta, checked
 from lambdalm.timings import HopClock
@@ -32,7 +32,7 @@ def try_out(provider: Provider, address: str | None = None) -> str:
         collector.add(event)
     end = time.monotonic()
     answer = collector.answer()
-    return table(
+    return columns(
         [
             ("provider", provider.name),
             *([("address", address)] if address else []),
@@ -50,13 +50,6 @@ def check(provider: Provider) -> None:
     health = provider.health()
     if not health.ok:
         raise LlmError(Code.UNAVAILABLE, health.detail, origin=provider.name)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns."""
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _speed(answer: Answer, seconds: float) -> str:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from grpc_proxy.keys import Entries, KeyEntry, KeysConfig, change_keys, key_file, new_key, now, read_keys
 from grpc_proxy.ledger import Limits
+from lambdalm.columns import columns
 from lambdalm.commands import Command
 from lambdalm.errors import Code, LlmError
 
@@ -46,9 +47,7 @@ def list_all(config: _Configured) -> str:
     """The keys, a line each."""
     rows = [("id", "name", "created", "revoked", "limits")]
     rows += [_row(entry) for entry in read_keys(_file(config)).values()]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return columns(rows)
 
 
 def revoke(config: _Configured, id: str) -> str:
