@@ -49,37 +49,37 @@ def _check_files(config: Config) -> None:
 
 
 def test(config: Config) -> str:
-    """Look at the backends' health and models, and at the store."""
-    return asyncio.run(_look(config))
+    """Look at the store, and at the backends' health and models; every one is told of, and the first failure raised."""
+    found = asyncio.run(_look(config))
+    lines = "\n".join(line for line, _ in found)
+    for _, error in found:
+        if error is not None:
+            click.echo(lines)
+            raise error
+    return lines
 
 
-async def _look(config: Config) -> str:
+async def _look(config: Config) -> list[tuple[str, LlmError | None]]:
     async with server.session() as http:
         proxy = await make_proxy(config, http)
         try:
             await proxy.store.get(Key("test", "test"))
-            lines = [f"the store {proxy.store.name} answers"]
-            failed: LlmError | None = None
-            for name, member in proxy.pool.members.items():
-                try:
-                    lines.append(await _tried(config.each_upstream()[name].url, member.upstream))
-                except LlmError as error:
-                    lines.append(f"the backend {name} cannot answer: {error.message}")
-                    failed = failed or error
-            if failed is not None:
-                click.echo("\n".join(lines))
-                raise failed
+            store = (f"the store {proxy.store.name} answers", None)
+            urls = {name: upstream.url for name, upstream in config.each_upstream().items()}
+            return [store, *[await _tried(urls[name], member.upstream) for name, member in proxy.pool.members.items()]]
         finally:
             await proxy.close()
-    return "\n".join(lines)
 
 
-async def _tried(url: str, upstream: Upstream) -> str:
-    look = await upstream.look()
-    if look.why is not None:
-        raise LlmError(Code.UNAVAILABLE, look.why, origin=upstream.origin)
-    models = ", ".join(model.id for model in await upstream.models())
-    return f"the backend at {url} is healthy; its models: {models}"
+async def _tried(url: str, upstream: Upstream) -> tuple[str, LlmError | None]:
+    try:
+        look = await upstream.look()
+        if look.why is not None:
+            raise LlmError(Code.UNAVAILABLE, look.why, origin=upstream.origin)
+        models = ", ".join(model.id for model in await upstream.models())
+        return f"the backend at {url} is healthy; its models: {models}", None
+    except LlmError as error:
+        return f"the backend at {url} cannot answer: {error.message}", error
 
 
 def make_store(config: Config) -> str:
