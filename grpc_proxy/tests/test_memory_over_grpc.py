@@ -683,6 +683,7 @@ async def test_an_answer_that_is_left_costs_what_was_told_and_said(tmp_path: Pat
         call.cancel()
         await soon(left)
         await chat.settled()
+        chat.backend.play = whole
         error = await refused(chat.call("Generate", pb.LLMRequest(prompt="More?" * 100, memory=memory)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
