@@ -125,8 +125,11 @@ class Reading(Generic[Message]):
 
     async def _hand_over(self, rpc: Rpc[Message]) -> None:
         try:
-            self._head(await rpc.initial_metadata())
+            headed = False
             async for message in rpc:
+                if not headed:
+                    headed = True
+                    self._head(await rpc.initial_metadata())  # it has come before the message: nobody waits here
                 self._queue.put(message)
                 if self._queue.qsize() >= _AHEAD:
                     await self._has_room()
