@@ -109,14 +109,14 @@ def test_a_store_without_room_is_no_fault_of_the_callers(url: str) -> None:
 
 
 def test_who_calls_reaches_the_proxy_with_every_call_and_no_log(fake: FakeProxy, url: str) -> None:
-    headers = {
+    who = {
         "Cookie": f"x={CANARY}",
         "Authorization": f"Bearer {CANARY}",
         "X-API-Key": CANARY,
         "X-Request-Id": "r-7",
-        "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        "tracestate": "a=b",
     }
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}
+    headers = who | trace
     del fake.seen[:]
     requests.post(f"{url}/query", json={"prompt": "one"}, headers=headers, timeout=WAIT)
     for path in ("/sessions", "/sessions/none", "/chain", "/stats"):
@@ -124,7 +124,8 @@ def test_who_calls_reaches_the_proxy_with_every_call_and_no_log(fake: FakeProxy,
     requests.delete(f"{url}/sessions/none", headers=headers, timeout=WAIT)
     assert len(fake.seen) == 6
     for seen in fake.seen:
-        assert {name.lower(): value for name, value in headers.items()}.items() <= seen.items()
+        assert {name.lower(): value for name, value in who.items()}.items() <= seen.items()
+    assert trace.items() <= fake.seen[0].items()
     assert any("r-7" in line for line in LINES)
     assert not [line for line in LINES if CANARY in line]
 
