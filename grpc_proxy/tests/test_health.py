@@ -86,6 +86,6 @@ async def test_who_watches_does_not_hold_the_stop_up() -> None:
         await here.proxy.health.stop()
         here.proxy.health.let_go()
         async with asyncio.timeout(WAIT):
-            while await watch.read() is not grpc.aio.EOF:
+            while await watch.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs lack it
                 pass
         assert await watch.code() is grpc.StatusCode.OK
