@@ -79,7 +79,7 @@ def ask(stub: Any, arguments: argparse.Namespace, jar: Jar) -> None:
     """Ask the prompt and print its answer, piece by piece with `--stream`."""
     request = pb.LLMRequest(prompt=arguments.prompt)
     metadata = jar.metadata()
-    key = read_secret("--api-key-file", None, arguments.api_key_file)
+    key = read_secret("--api-key", None, arguments.api_key_file)
     if key is not None:
         metadata.append(("authorization", f"Bearer {key}"))
     if arguments.stream:
