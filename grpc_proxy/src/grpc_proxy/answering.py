@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from grpc_proxy import conversation
+from grpc_proxy.background import Background
 from grpc_proxy.callers import Callers
 from grpc_proxy.conversation import State, Turn
 from grpc_proxy.exchange import Exchange
@@ -45,7 +46,7 @@ class Answering:
         self._sessions = sessions
         self._quotas = quotas
         self._metrics = metrics
-        self._afterwards: set[asyncio.Task[None]] = set()
+        self._afterwards = Background()
 
     async def stream(self, exchange: Exchange) -> Batches:
         """The answer's batches: `Started` first, but for heartbeats; `Finished` when it is stored. Raises LlmError."""
@@ -70,8 +71,7 @@ class Answering:
 
     async def finish(self) -> None:
         """Returns when all that ended calls have left to do is done."""
-        while self._afterwards:
-            await asyncio.wait(self._afterwards)
+        await self._afterwards.finish()
 
     async def _open(self, exchange: Exchange) -> Opened | None:
         """The session that remembers this, None where none does; raises LlmError where the one named is not there."""
@@ -211,9 +211,7 @@ class Answering:
         await self._keep(await beginning, exchange, State.CANCELLED)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_logged(work))
-        self._afterwards.add(task)
-        task.add_done_callback(self._afterwards.discard)
+        self._afterwards.start(_logged(work))
 
 
 def _estimate(request: ChatRequest) -> int:

@@ -144,11 +144,16 @@ class Door:
                 yield
         except TimeoutError:
             if self._stopped:
-                why = "the server is shutting down, and this call took longer than it could wait"
-                raise LlmError(Code.UNAVAILABLE, why, retry_after=1) from None
+                raise cut_off() from None
             raise asked.call.out_of_time() from None
         finally:
             self._running.pop(asked, None)
+
+
+def cut_off() -> LlmError:
+    """The error of a call that the server could not wait for any longer when it had to stop."""
+    why = "the server is shutting down, and this call took longer than it could wait"
+    return LlmError(Code.UNAVAILABLE, why, retry_after=1)
 
 
 def _call(metadata: Mapping[str, str], left: float | None, limits: LimitsConfig, clock: HopClock) -> Call:

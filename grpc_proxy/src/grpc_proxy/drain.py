@@ -11,9 +11,11 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
+from grpc_proxy.background import Background
+from grpc_proxy.door import cut_off
 from lambdalm import logs
 from lambdalm.call import Call
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import LlmError
 from lambdalm.events import StreamEvent
 
 _AHEAD = 16  # batches
@@ -60,14 +62,12 @@ class Drains:
     """All answers that are made in this way."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = Background()
 
     async def through(self, batches: Batches, call: Call) -> Batches:
         """The same batches; when this generator is closed or cancelled, they are made to their end nevertheless."""
         pipe = _Pipe()
-        task = asyncio.create_task(self._make(batches, call, pipe))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._running.start(self._make(batches, call, pipe))
         try:
             while not isinstance(item := await pipe.get(), _End):
                 yield item
@@ -78,12 +78,7 @@ class Drains:
 
     async def finish(self, seconds: float) -> None:
         """Wait for those that run, at most so long, and then stop them."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(self._tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await self._running.stop(seconds)
 
     async def _make(self, batches: Batches, call: Call, pipe: _Pipe) -> None:
         end = _End(None)
@@ -92,8 +87,7 @@ class Drains:
                 async for batch in batches:
                     await pipe.put(batch)
         except asyncio.CancelledError:
-            why = "the server is shutting down, and this call took longer than it could wait"
-            pipe.break_off(LlmError(Code.UNAVAILABLE, why, retry_after=1))
+            pipe.break_off(cut_off())
             raise
         except TimeoutError:
             end = _End(call.out_of_time())

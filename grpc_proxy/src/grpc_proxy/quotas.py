@@ -15,13 +15,14 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from grpc_proxy import ledger as ledgers
+from grpc_proxy.background import Background
 from grpc_proxy.keys import KeyEntry
 from grpc_proxy.ledger import DAY, Ledger, Limits, Refusal
 from grpc_proxy.store.base import Key, Record, Store
@@ -63,7 +64,7 @@ class Quotas:
         self._clock = clock
         self._writers: dict[str, _Writer] = {}
         self._warn_at = 0.0
-        self._afterwards: set[asyncio.Task[None]] = set()
+        self._afterwards = Background()
 
     async def reserve(self, entry: KeyEntry, tokens: int, until: float) -> Reservation | None:
         """Take one request of so many tokens at most; it counts as in flight up to `until`, in seconds since 1970.
@@ -77,7 +78,7 @@ class Quotas:
         try:
             refusal = await self._change(entry.id, partial(self._reserved, entry.limits, reservation.id, tokens, until))
         except LlmError as error:
-            self._later(self.settle(reservation, 0))  # it may have been written all the same
+            self._afterwards.start(self.settle(reservation, 0))  # it may have been written all the same
             self._without_store(error)
             return None
         except asyncio.CancelledError:
@@ -101,14 +102,8 @@ class Quotas:
 
     async def close(self) -> None:
         """Finish what was begun, before the store is closed."""
-        while self._afterwards:
-            await asyncio.wait(self._afterwards)
+        await self._afterwards.finish()
         await asyncio.gather(*(writer.idle() for writer in self._writers.values()))
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._afterwards.add(task)
-        task.add_done_callback(self._afterwards.discard)
 
     def _reserved(self, limits: Limits, id: str, tokens: int, until: float, ledger: Ledger) -> Ledger | Refusal:
         return ledgers.reserve(ledger, limits, id, tokens, until, self._clock())
