@@ -91,17 +91,10 @@ class Sessions:
             return None
         key = Key(caller.owner, session_id or _new_id(caller, request_id))
         record = None if caller.is_new else await self._store.get(key)
-        if record is None:
-            if session_id is not None:
-                return None
-            now = self._clock()
-            return Opened(key, Session(key.name, now, now), None, None)
         session = _decoded(key, record)
-        if session is None and session_id is not None:
-            return None
         if session is None:
             now = self._clock()
-            return Opened(key, Session(key.name, now, now), record, None)
+            return Opened(key, Session(key.name, now, now), record, None) if session_id is None else None
         turn = conversation.find(session, request_id, prompt)
         answered = turn if turn is not None and turn.state is State.COMPLETE else None
         return Opened(key, session, record, answered)
@@ -143,11 +136,8 @@ class Sessions:
 
     async def get(self, caller: Caller, session_id: str) -> Session:
         """The caller's session; raises `LlmError(NOT_FOUND)`."""
-        known = _ID.fullmatch(session_id) is not None
-        record = await self._store.get(Key(caller.owner, session_id)) if known else None
-        if record is None:
-            raise no_such_session()
-        session = _decoded(Key(caller.owner, session_id), record)
+        key = Key(caller.owner, session_id)
+        session = _decoded(key, await self._store.get(key)) if _ID.fullmatch(session_id) else None
         if session is None:
             raise no_such_session()
         return session
@@ -180,7 +170,7 @@ class Sessions:
             if await self._store.put(key, new, version):
                 return changed, new.version
             record = await self._store.get(key)
-            session = None if record is None else _decoded(key, record)
+            session = _decoded(key, record)
             version = None if record is None else record.version
         raise LlmError(Code.ABORTED, "too many requests change this session at once: come back later", retry_after=1)
 
@@ -189,8 +179,10 @@ class Sessions:
         return Record(_encoder.encode(session), secrets.token_hex(8), summary, expires)
 
 
-def _decoded(key: Key, record: Record) -> Session | None:
-    """The session in a record; None for one that cannot be read (a newer version's, or damaged), as if it were not."""
+def _decoded(key: Key, record: Record | None) -> Session | None:
+    """The session in a record; one that cannot be read (a newer version's, or damaged) counts as none."""
+    if record is None:
+        return None
     try:
         return _decoder.decode(record.value)
     except msgspec.MsgspecError as error:
