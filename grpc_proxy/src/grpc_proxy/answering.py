@@ -59,6 +59,7 @@ class Answering:
         reservation = await self._reserve(exchange, opened)
         try:
             begun = None if opened is None else await self._begin(exchange, opened)
+            exchange.keeps_text = begun is not None or reservation is not None
             async with contextlib.aclosing(self._remembered(exchange, begun)) as batches:
                 async for batch in batches:
                     yield batch

@@ -41,6 +41,8 @@ class Exchange:
         self.asked = 0
         self.was_left = False
         """Whether it ended because its caller left or its time was up."""
+        self.keeps_text = False
+        """Whether somebody needs the answer's text afterwards: a session or a quota."""
         self._size = 0
         self._begun = False
         self._text: list[str] = []
@@ -73,7 +75,7 @@ class Exchange:
 
     def _keep(self, texts: list[str], text: str) -> None:
         self._size += len(text)
-        if not self.overlong:
+        if self.keeps_text and not self.overlong:
             texts.append(text)
 
     def ending(self, state: State) -> Ending:
