@@ -15,12 +15,10 @@ def measure(options: argparse.Namespace) -> list[Table]:
     return [table for program in _PROGRAMS for table in program.measure(options)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
+def add_options(parser: argparse.ArgumentParser) -> None:
     for program in _PROGRAMS:
         program.add_options(parser)
-    return report.run(__doc__, measure, parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))

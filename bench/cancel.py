@@ -147,11 +147,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=50, help="hang-ups of each kind (default 50)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return report.run(__doc__, measure, parser)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))

@@ -194,11 +194,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--feature-requests", type=int, default=1000, help="requests for each row (default 1000)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return report.run(__doc__, measure, parser)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))

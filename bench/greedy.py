@@ -237,11 +237,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bursts", type=int, default=10, help="bursts of requests too many (default 10)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return report.run(__doc__, measure, parser)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))

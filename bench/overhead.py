@@ -133,11 +133,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=2000, help="whole answers of each kind (default 2000)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return report.run(__doc__, measure, parser)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))

@@ -49,10 +49,10 @@ def met(ok: bool) -> str:
     return "yes" if ok else "NO"
 
 
-def run(about: str | None, measure: Measure, parser: argparse.ArgumentParser | None = None) -> int:
+def run(about: str | None, measure: Measure, add_options: Callable[[argparse.ArgumentParser], None]) -> int:
     """The body of every program here: options, machine, tables, and the JSON file if one is asked for."""
-    parser = parser or argparse.ArgumentParser()
-    parser.description = about
+    parser = argparse.ArgumentParser(description=about)
+    add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables there")
     options = parser.parse_args()
     machine = _machine()

@@ -240,11 +240,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ramp", type=float, default=10.0, help="seconds over which they start (default 10)")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return report.run(__doc__, measure, parser)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.run(__doc__, measure, add_options))
