@@ -29,7 +29,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend_lambda.providers import bedrock, bedrock_converse, bedrock_titan
-from backend_lambda.providers.base import ModelInfo
 from backend_lambda.providers.bedrock import BedrockProvider, Config
 from backend_lambda.providers.bedrock_client import Events
 from lambdalm.chat import ChatRequest, Message
@@ -48,6 +47,7 @@ from lambdalm.events import (
     collect,
     join,
 )
+from lambdalm.models import ModelInfo
 from lambdalm.testing.fake_bedrock import (
     EXCEPTIONS,
     REFUSALS,

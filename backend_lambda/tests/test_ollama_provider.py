@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend_lambda.providers import engine_http, ollama
-from backend_lambda.providers.base import ModelInfo
 from backend_lambda.providers.engine_http import EngineHttp, Reply
 from backend_lambda.providers.ollama import Config, OllamaProvider, PullProgress
 from backend_lambda.providers.ollama_chat import events_of
@@ -31,6 +30,7 @@ from lambdalm.events import (
     collect,
     join,
 )
+from lambdalm.models import ModelInfo
 from lambdalm.testing import fake_http
 from lambdalm.testing.fake_engine import BEHAVIOURS, THOUGHT
 from lambdalm.testing.fake_http import Exchange

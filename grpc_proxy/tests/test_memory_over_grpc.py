@@ -13,12 +13,12 @@ import grpc
 import msgspec
 import pytest
 
-from grpc_proxy.dialects import Model
 from grpc_proxy.keys import change_keys, new_key
 from grpc_proxy.ledger import Limits
 from grpc_proxy.wiring import Proxy
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Delta, Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Usage
+from lambdalm.models import ModelInfo
 from lambdalm.stream import encode_event
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
@@ -520,7 +520,7 @@ async def test_the_oldest_turns_that_no_longer_fit_the_window_are_not_told(chat:
         end = Finished(FinishReason.STOP)
         return plays(OK_SSE + STARTED, *(encode_event(event) for event in (TextDelta(f"{number}!"), usage, end)))
 
-    chat.proxy.pool.members["main"].offers([Model("tiny", "p", 180)])
+    chat.proxy.pool.members["main"].offers([ModelInfo("tiny", "p", 180)])
     for number in range(1, 5):
         chat.backend.play = play(number)
         await chat.ask(f"{number}?", parameters=pb.LLMRequest.Parameters(max_tokens=50), system="Be brief.")
@@ -662,7 +662,7 @@ async def test_a_session_longer_than_the_models_window_costs_a_window_at_most(tm
     limits = Limits(tokens_per_minute=window)
     change_keys(file, lambda all_: {name: msgspec.structs.replace(key, limits=limits) for name, key in all_.items()})
     async with chatting(keys, **parts) as chat:
-        chat.proxy.pool.members["main"].offers([Model("tiny", "p", window)])
+        chat.proxy.pool.members["main"].offers([ModelInfo("tiny", "p", window)])
         assert (await chat.ask("When?", session_id=session_id)).text == TEXT
         assert chat.told() == [[("user", "When?")]]
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from grpc_proxy.dialects import Look, Model
+from grpc_proxy.dialects import Look
 from grpc_proxy.metrics import Metrics
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Usage
+from lambdalm.models import ModelInfo
 from lambdalm.stream import encode_event
 from lambdalm.testing.raw_http import OK_SSE, Peer, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
@@ -93,7 +94,7 @@ async def _after_some_calls() -> str:
 async def test_calls_tokens_sessions_and_turns_are_counted() -> None:
     async with RawServer(whole) as backend, whole_proxy_here(new_config(backend.url)) as here:
         stub, metrics = await stub_of(here.channel), here.proxy.metrics
-        here.proxy.pool.members["main"].offers([Model("tiny", "p", None)])
+        here.proxy.pool.members["main"].offers([ModelInfo("tiny", "p", None)])
         await stub.Generate(pb.LLMRequest(prompt="Who?"))
         events = [event async for event in stub.GenerateStream(pb.LLMRequest(prompt="Who?", memory=pb.MEMORY_OFF))]
         assert events

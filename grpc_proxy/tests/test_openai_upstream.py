@@ -15,7 +15,6 @@ import grpc
 import pytest
 
 from grpc_proxy import server
-from grpc_proxy.dialects import Model
 from grpc_proxy.upstream import Upstream
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
@@ -31,6 +30,7 @@ from lambdalm.events import (
     ToolCallDelta,
     Usage,
 )
+from lambdalm.models import ModelInfo
 from lambdalm.testing.fake_openai import FakeOpenAI
 from lambdalm.testing.raw_http import OK_SSE, OK_SSE_CHUNKED, Peer, Play, RawServer, answer, chunk
 from lambdalm.timings import HopClock
@@ -243,7 +243,7 @@ async def test_models_are_those_that_the_server_lists_and_the_configured_one_is_
     listed = b'{"object":"list","data":[{"id":"a","max_model_len":64,"owned_by":"x"},{"id":"b"}]}'
     async with RawServer(sends(answer("200 OK", "application/json", listed))) as backend:
         async with upstream_of(base(backend)) as upstream:
-            assert await upstream.models() == [Model("a", "openai", 64), Model("b", "openai")]
+            assert await upstream.models() == [ModelInfo("a", "openai", 64), ModelInfo("b", "openai")]
         async with upstream_of(base(backend), model="b") as upstream:
             assert [model.id for model in await upstream.models()] == ["b", "a"]
         assert {asked.target for asked in backend.requests} == {"/v1/models"}

@@ -15,7 +15,7 @@ import pytest
 
 from grpc_proxy import routing, server
 from grpc_proxy.config import Config
-from grpc_proxy.dialects import Look, Model
+from grpc_proxy.dialects import Look
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.routing import Target
 from grpc_proxy.upstream import Upstream
@@ -23,6 +23,7 @@ from lambdalm import logs
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, ErrorBody, LlmError
 from lambdalm.events import Finished, Heartbeat, Started, StreamEvent, TextDelta, Usage
+from lambdalm.models import ModelInfo
 from lambdalm.stream import ErrorAnswer
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
 
@@ -527,8 +528,8 @@ async def test_a_request_is_made_for_the_backend_that_it_goes_to() -> None:
         return ChatRequest(prompt="Hello!", model=model)
 
     async with up(a, b), pooled(a, b) as pool:
-        pool.members["a"].offers([Model("tiny", "p", 512)])
-        pool.members["b"].offers([Model("small", "p", 2048), Model("tiny", "p", 1024)])
+        pool.members["a"].offers([ModelInfo("tiny", "p", 512)])
+        pool.members["b"].offers([ModelInfo("small", "p", 2048), ModelInfo("tiny", "p", 1024)])
         assert await said(pool, asking(model="tiny", sticky="a", prepare=prepare)) == TEXT
         assert await said(pool, asking(sticky="b", prepare=prepare)) == TEXT
         assert made == [("a", "tiny", 512), ("b", "tiny", 1024), ("b", None, 2048)]

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from grpc_proxy import server
-from grpc_proxy.dialects import Model
 from grpc_proxy.upstream import Upstream
 from lambdalm import sse
 from lambdalm.call import Call
@@ -29,6 +28,7 @@ from lambdalm.events import (
     ToolCallDelta,
     Usage,
 )
+from lambdalm.models import ModelInfo
 from lambdalm.stream import ErrorAnswer
 from lambdalm.testing.raw_http import OK_SSE, OK_SSE_CHUNKED, Peer, Play, RawServer, answer, chunk
 from lambdalm.timings import HopTiming
@@ -456,7 +456,7 @@ async def test_models_are_those_that_the_backend_lists() -> None:
     listed = b'{"models":[{"id":"a","provider":"p","context_window":64,"later":1},{"id":"b","provider":"p"}]}'
     async with RawServer(sends(answer("200 OK", "application/json", listed))) as backend:
         async with upstream_of(backend.url) as upstream:
-            assert await upstream.models() == [Model("a", "p", 64), Model("b", "p")]
+            assert await upstream.models() == [ModelInfo("a", "p", 64), ModelInfo("b", "p")]
         assert {asked.target for asked in backend.requests} == {"/models"}
 
 

@@ -16,11 +16,12 @@ import msgspec
 from backend_lambda.chat_span import chat_span, described
 from backend_lambda.config import Config
 from backend_lambda.interactions import InteractionLog, open_log
-from backend_lambda.providers.base import ModelInfo, Provider, ProviderHealth
+from backend_lambda.providers.base import Provider, ProviderHealth
 from backend_lambda.slots import Slots
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.events import StreamEvent, checked
+from lambdalm.models import Models
 
 _LOOK_SECONDS = 1.0  # that what the engine said of itself counts, for all that ask
 
@@ -40,12 +41,6 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     def http_status(self) -> int:
         """200 when the engine can answer, 503 when it cannot or the server is stopping."""
         return 200 if self.status == "ok" else 503
-
-
-class Models(msgspec.Struct, frozen=True):
-    """The body of `/models`; the default model is first."""
-
-    models: list[ModelInfo]
 
 
 class Backend:

@@ -25,6 +25,7 @@ from lambdalm.events import (
     Usage,
 )
 from lambdalm.foreign_errors import error_answer
+from lambdalm.models import ModelInfo, Models
 from lambdalm.stream import ErrorAnswer, EventReader
 from lambdalm.timings import Timings
 
@@ -32,14 +33,6 @@ _T = TypeVar("_T")
 
 _NO_LIST = (404, 405, 501)  # a server that lists no models, and lives
 _MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer in one piece
-
-
-class Model(msgspec.Struct, frozen=True):
-    """A model that the upstream offers; `context_window` is in tokens."""
-
-    id: str
-    provider: str
-    context_window: int | None = None
 
 
 class Refusal(NamedTuple):
@@ -117,7 +110,7 @@ class Dialect(Protocol):
         """What an answer of `health_url` says."""
         ...
 
-    def models(self, body: bytes) -> list[Model]:
+    def models(self, body: bytes) -> list[ModelInfo]:
         """What `models_url` gives; raises LlmError."""
         ...
 
@@ -166,8 +159,8 @@ class Query:
         why = None if status == 200 else f"its /health answers HTTP {status}{said.detail and ': '}{said.detail}"
         return Look(why, detail)
 
-    def models(self, body: bytes) -> list[Model]:
-        return _decoded(body, _Models, "the backend's /models").models
+    def models(self, body: bytes) -> list[ModelInfo]:
+        return _decoded(body, Models, "the backend's /models").models
 
 
 class OpenAI:
@@ -211,17 +204,13 @@ class OpenAI:
             return Look(None, self.place)
         return Look(f"its /models answers HTTP {status}", self.place)
 
-    def models(self, body: bytes) -> list[Model]:
+    def models(self, body: bytes) -> list[ModelInfo]:
         listed = openai.listed_models(body, self._who)
-        return [Model(row.id, self.origin, row.max_model_len) for row in listed]
+        return [ModelInfo(row.id, self.origin, row.max_model_len) for row in listed]
 
 
 DIALECTS: dict[str, Callable[[str], Dialect]] = {"query": Query, "openai": OpenAI}
 """`upstream.dialect` → what makes it of `upstream.url`."""
-
-
-class _Models(msgspec.Struct, frozen=True):
-    models: list[Model]
 
 
 class _Health(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from grpc_proxy import routing
 from grpc_proxy.breaker import Breaker
 from grpc_proxy.config import UpstreamConfig
-from grpc_proxy.dialects import Look, Model
+from grpc_proxy.dialects import Look
 from grpc_proxy.line import Line, Slot, Waiter, jittered
 from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
 from grpc_proxy.upstream import Upstream
@@ -25,6 +25,7 @@ from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Delta, Finished, Heartbeat, StreamEvent
+from lambdalm.models import ModelInfo
 
 _log = logs.get(__name__)
 
@@ -71,12 +72,12 @@ class Member:
         """Tokens that the model takes, None where that is not known; an upstream's own choice is the first it lists."""
         return self.windows.get(model or next(iter(self.windows), ""))
 
-    def serves(self, listed: Sequence[Model]) -> list[Model]:
+    def serves(self, listed: Sequence[ModelInfo]) -> list[ModelInfo]:
         """Of what it lists, what it serves; where the config names its models, these and no others."""
         if not self.target.fixed:
             return list(listed)
         known = {model.id: model for model in listed}
-        return [known.get(name, Model(name, "")) for name in sorted(self.target.models or ())]
+        return [known.get(name, ModelInfo(name, "")) for name in sorted(self.target.models or ())]
 
     def looked(self, look: Look) -> None:
         self.look = look
@@ -86,7 +87,7 @@ class Member:
         elif look.why is None and self.gone.done():
             self.gone = asyncio.get_running_loop().create_future()
 
-    def offers(self, models: Sequence[Model]) -> None:
+    def offers(self, models: Sequence[ModelInfo]) -> None:
         self.windows = {model.id: model.context_window for model in models}
         if not self.target.fixed:
             self.target.models = frozenset(self.windows)
@@ -205,12 +206,12 @@ class Pool:
         whys = [member.target.down for name, member in self.members.items() if name in seen]
         return None if None in whys else whys[0]
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[ModelInfo]:
         """The models of all upstreams that answer now, each once; raises LlmError where none does."""
         up = [member for member in self.members.values() if member.target.down is None]
         asked = up or list(self.members.values())
         answers = await asyncio.gather(*(member.upstream.models() for member in asked), return_exceptions=True)
-        found: dict[str, Model] = {}
+        found: dict[str, ModelInfo] = {}
         for member, answer in zip(asked, answers, strict=True):
             if isinstance(answer, list):
                 found = {model.id: model for model in member.serves(answer)} | found

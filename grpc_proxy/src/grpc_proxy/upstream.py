@@ -19,13 +19,14 @@ from yarl import URL
 
 from grpc_proxy.auth import make_auth
 from grpc_proxy.config import UpstreamConfig
-from grpc_proxy.dialects import Failure, Look, Model, Reader, Refusal
+from grpc_proxy.dialects import Failure, Look, Reader, Refusal
 from lambdalm import sse, tracing
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Heartbeat, StreamEvent
 from lambdalm.foreign_errors import seconds_to_wait
+from lambdalm.models import ModelInfo
 from lambdalm.tracing import Span, Trace
 
 _MAX_ERROR_BYTES = 64 * 1024
@@ -94,7 +95,7 @@ class Upstream:
         except LlmError as error:
             return Look(error.message)
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[ModelInfo]:
         """The models that the upstream offers, the configured one first; raises LlmError."""
         async with self._get(URL(self._dialect.models_url)) as response:
             if response.status != 200:

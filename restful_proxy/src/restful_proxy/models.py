@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import flask
-import msgspec
 
+from lambdalm.models import ModelInfo, Models
 from lambdalm.web.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
 from restful_proxy.upstream import GrpcProxy
-
-
-class Model(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model; `context_window` counts the tokens of prompt and answer together, where that is known."""
-
-    id: str
-    provider: str
-    context_window: int | None = None
-
-
-class Models(msgspec.Struct, frozen=True):
-    """The body of `GET /models`."""
-
-    models: list[Model]
 
 
 def add_models(hop: HttpHop, proxy: GrpcProxy) -> None:
@@ -35,6 +21,6 @@ def add_models(hop: HttpHop, proxy: GrpcProxy) -> None:
             return hop.answer(Models([_model(each) for each in found.models]), call.clock)
 
 
-def _model(model: pb.Model) -> Model:
+def _model(model: pb.Model) -> ModelInfo:
     window = model.context_window if model.HasField("context_window") else None
-    return Model(model.id, model.provider, window)
+    return ModelInfo(model.id, model.provider, window)

@@ -13,6 +13,7 @@ import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lambdalm.events import Tokens
+from lambdalm.rpc import messages
 from lambdalm.web.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
@@ -108,14 +109,7 @@ def _turn(turn: pb.Turn) -> Turn:
         created=_time(turn.created),
         model=turn.model or None,
         finish_reason=_word(pb.FinishReason, "FINISH_REASON_", turn.finish_reason),
-        usage=_usage(turn.usage) if turn.HasField("usage") else None,
-    )
-
-
-def _usage(usage: pb.Usage) -> Tokens:
-    return Tokens(
-        usage.prompt_tokens if usage.HasField("prompt_tokens") else None,
-        usage.completion_tokens if usage.HasField("completion_tokens") else None,
+        usage=messages.usage_from_proto(turn.usage) if turn.HasField("usage") else None,
     )
 
 

@@ -21,14 +21,7 @@ import msgspec
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import StreamEvent
-
-
-class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A model that can be asked for; `context_window` is in tokens, prompt and answer together."""
-
-    id: str
-    provider: str
-    context_window: int | None = None
+from lambdalm.models import ModelInfo
 
 
 class ProviderHealth(msgspec.Struct, frozen=True, omit_defaults=True):

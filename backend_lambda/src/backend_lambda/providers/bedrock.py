@@ -13,13 +13,14 @@ import msgspec
 from msgspec import Meta
 
 from backend_lambda.providers import bedrock_converse, bedrock_titan
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from backend_lambda.providers.base import ProviderHealth
 from backend_lambda.providers.bedrock_converse import Guardrail
 from backend_lambda.providers.engine_http import HttpUrl, Seconds
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent, join
+from lambdalm.models import ModelInfo
 
 if TYPE_CHECKING:
     from backend_lambda.providers.bedrock_client import BedrockClient

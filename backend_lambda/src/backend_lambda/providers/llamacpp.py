@@ -24,12 +24,13 @@ import msgspec
 from msgspec import Meta
 
 from backend_lambda import devices, gguf_files
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from backend_lambda.providers.base import ProviderHealth
 from lambdalm import logs, openai
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent, join
+from lambdalm.models import ModelInfo
 
 NAME = "llamacpp"
 

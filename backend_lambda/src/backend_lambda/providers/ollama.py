@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from backend_lambda.providers.base import ProviderHealth
 from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds
 from backend_lambda.providers.ollama_chat import NAME as NAME
 from backend_lambda.providers.ollama_chat import Number, decoded, events_of, lines_of
@@ -21,6 +21,7 @@ from lambdalm.chat import ChatRequest, Count, Name, Penalty, Probability, Temper
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent
 from lambdalm.foreign_errors import error_answer
+from lambdalm.models import ModelInfo
 
 _BUSY_SECONDS = 1.0  # until another try makes sense, where Ollama does not say: it never does
 _LATEST = ":latest"  # what a model's name means that has no tag

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from backend_lambda.providers.base import ProviderHealth
 from backend_lambda.providers.engine_http import EngineHttp, HttpUrl, Reply, Seconds, Stream
 from lambdalm import openai
 from lambdalm.call import Call
@@ -17,6 +17,7 @@ from lambdalm.credentials import hidden, read_secret
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import StreamEvent, join
 from lambdalm.foreign_errors import error_answer
+from lambdalm.models import ModelInfo
 
 NAME = "openai"
 UNNAMED = "default"

@@ -6,10 +6,11 @@ from collections.abc import Generator, Sequence
 
 import msgspec
 
-from backend_lambda.providers.base import ModelInfo, ProviderHealth
+from backend_lambda.providers.base import ProviderHealth
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import StreamEvent
+from lambdalm.models import ModelInfo
 from lambdalm.testing import scripted
 
 NAME = "scripted"

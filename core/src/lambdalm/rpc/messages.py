@@ -133,7 +133,7 @@ def event_from_proto(message: pb.LLMStreamEvent) -> StreamEvent:
             return Usage(*_counts(message.usage))
         case "finished":
             end = message.finished
-            usage = Tokens(*_counts(end.usage)) if end.HasField("usage") else None
+            usage = usage_from_proto(end.usage) if end.HasField("usage") else None
             return Finished(_reason(end.reason), usage, _timings_from_proto(end.timings))
     raise LlmError(Code.INTERNAL, "the stream holds an event that this version does not know")
 
@@ -166,6 +166,11 @@ def usage_to_proto(usage: Tokens | None) -> pb.Usage | None:
     if usage is None:
         return None
     return pb.Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def usage_from_proto(usage: pb.Usage) -> Tokens:
+    """The tokens in a message."""
+    return Tokens(*_counts(usage))
 
 
 def reason_to_proto(reason: FinishReason | None) -> pb.FinishReason:
