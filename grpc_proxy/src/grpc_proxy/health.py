@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs lack it
 
 from grpc_proxy.dialects import Look
-from grpc_proxy.pool import Member, Pool
+from grpc_proxy.member import Member
+from grpc_proxy.pool import Pool
 from lambdalm import logs
 from lambdalm.errors import LlmError
 

@@ -84,7 +84,7 @@ class Line:
     def looked(self) -> None:
         """Something has become known of the targets: who waits for none any more is told so, and the line moves."""
         for waiter in self.waiters:
-            if not waiter.given.done() and not routing.available(waiter.targets, _now()):
+            if not waiter.given.done() and not routing.available(waiter.targets, now()):
                 waiter.given.set_exception(self._nobody(waiter.targets))
         self.move()
 
@@ -104,12 +104,12 @@ class Line:
 
     def _take(self, targets: Sequence[Target], sticky: str | None) -> Slot | None:
         """A place at one of them now; None where all have to be waited for."""
-        now = _now()
-        target = routing.choose(routing.available(targets, now), sticky)
+        moment = now()
+        target = routing.choose(routing.available(targets, moment), sticky)
         if target is None:
             return None
         self._turn += 1
-        return Slot(target, target.began(self._turn, now), self)
+        return Slot(target, target.began(self._turn, moment), self)
 
 
 def jittered() -> float:
@@ -117,5 +117,6 @@ def jittered() -> float:
     return round(random.uniform(_COME_BACK, 2 * _COME_BACK), 2)
 
 
-def _now() -> float:
+def now() -> float:
+    """The loop's clock, by which breakers and routing judge; in seconds."""
     return asyncio.get_running_loop().time()

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from grpc_proxy import routing
-from grpc_proxy.breaker import Breaker
+from grpc_proxy.attempt import Attempt, Choice, Watcher
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Look
-from grpc_proxy.line import Line, Slot, Waiter, jittered
+from grpc_proxy.line import Line, Waiter, jittered, now
+from grpc_proxy.member import Member, make_target
 from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
 from grpc_proxy.upstream import Upstream
 from lambdalm import logs
@@ -49,102 +50,6 @@ class Ask(NamedTuple):
         return (asked, *(model for model in others if model is not None and self.may_use(model)))
 
 
-class Watcher(Protocol):
-    """Who wants to know what the pool does; for metrics."""
-
-    def waited(self, seconds: float) -> None: ...
-    def retried(self, upstream: str, code: Code) -> None: ...
-    def ejected(self, upstream: str) -> None: ...
-    def refused(self, reason: str) -> None: ...
-
-
-class Member:
-    """One upstream with its place in the routing; `gone` is done while it is known to be down."""
-
-    def __init__(self, upstream: Upstream, target: Target) -> None:
-        self.upstream = upstream
-        self.target = target
-        self.look = Look(None, "not looked at yet")
-        self.windows: dict[str, int | None] = {}
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def window(self, model: str | None) -> int | None:
-        """Tokens that the model takes, None where that is not known; an upstream's own choice is the first it lists."""
-        return self.windows.get(model or next(iter(self.windows), ""))
-
-    def serves(self, listed: Sequence[ModelInfo]) -> list[ModelInfo]:
-        """Of what it lists, what it serves; where the config names its models, these and no others."""
-        if not self.target.fixed:
-            return list(listed)
-        known = {model.id: model for model in listed}
-        return [known.get(name, ModelInfo(name, "")) for name in sorted(self.target.models or ())]
-
-    def looked(self, look: Look) -> None:
-        self.look = look
-        self.target.down = look.why
-        if look.why is not None and not self.gone.done():
-            self.gone.set_result(None)
-        elif look.why is None and self.gone.done():
-            self.gone = asyncio.get_running_loop().create_future()
-
-    def offers(self, models: Sequence[ModelInfo]) -> None:
-        self.windows = {model.id: model.context_window for model in models}
-        if not self.target.fixed:
-            self.target.models = frozenset(self.windows)
-
-
-class Choice(NamedTuple):
-    """A model, those who serve it, and which of them are left to be tried."""
-
-    model: str | None
-    serving: Sequence[Target]
-    left: Sequence[Target]
-
-    def ready(self, now: float) -> list[Target]:
-        """Those left that may be asked now. What is left out stays so while another serves the model, tried or not."""
-        return [target for target in routing.available(self.serving, now) if target in self.left]
-
-
-class Attempt:
-    """One request at one upstream. `choice` is what there was."""
-
-    def __init__(self, member: Member, slot: Slot, choice: Choice, watcher: Watcher) -> None:
-        self.member = member
-        self.model = choice.model
-        self.committed = False
-        self._slot = slot
-        self._choice = choice
-        self._watcher = watcher
-
-    @property
-    def name(self) -> str:
-        return self.member.target.name
-
-    def can_move(self) -> bool:
-        """Whether somebody else could answer now."""
-        own = self.member.target
-        return any(target is not own for target in self._choice.ready(_now()))
-
-    def saw(self, batch: Sequence[StreamEvent]) -> None:
-        breaker = self.member.target.breaker
-        if not self.committed:
-            self.committed = True
-            breaker.answered(_now(), self._slot.on_trial)
-        if isinstance(batch[-1], Finished):
-            breaker.succeeded()
-
-    def failed(self, error: LlmError) -> None:
-        if error.code is Code.RESOURCE_EXHAUSTED and not self.committed:
-            self.member.target.said_full(error.retry_after, _now())
-        if not routing.is_fault(error):
-            return
-        now, target = _now(), self.member.target
-        may_open = routing.another_stays(self._choice.serving, target, now)
-        if target.breaker.failed(now, may_open, self._slot.on_trial):
-            self._watcher.ejected(self.name)
-            _log.warning("ejected", upstream=self.name, why=error.message)
-
-
 class Pool:
     """All upstreams by name, in the order of the config."""
 
@@ -157,7 +62,8 @@ class Pool:
         watcher: Watcher,
     ) -> None:
         self.members = {
-            name: Member(upstream, _target(name, configs[name], routing_config)) for name, upstream in upstreams.items()
+            name: Member(upstream, make_target(name, configs[name], routing_config))
+            for name, upstream in upstreams.items()
         }
         self.watcher = watcher
         self._config = routing_config
@@ -249,7 +155,7 @@ class Pool:
             serving = routing.serving(everyone, model)
             first = first or serving
             choice = Choice(model, serving, [target for target in serving if (model, target.name) not in tried])
-            if choice.ready(_now()):
+            if choice.ready(now()):
                 return choice
         raise self._nobody(first, ask.model)
 
@@ -269,7 +175,7 @@ class Pool:
     async def _wait(self, waiter: Waiter, call: Call) -> Batches:
         """Heartbeats until the waiter has its turn; its deadline is its caller's to keep. Raises LlmError."""
         call.clock.queue_starts()
-        started, taken = _now(), False
+        started, taken = now(), False
         try:
             while not (await asyncio.wait({waiter.given}, timeout=self._heartbeat))[0]:
                 yield [Heartbeat()]
@@ -278,7 +184,7 @@ class Pool:
         finally:
             self.line.leave(waiter, taken)
         call.clock.slot_taken()
-        self.watcher.waited(_now() - started)
+        self.watcher.waited(now() - started)
 
     async def _batches(self, attempt: Attempt, ask: Ask, call: Call) -> Batches:
         member = attempt.member
@@ -326,14 +232,3 @@ class Pool:
             why = f"none of {len(targets)} backends can answer; of the first, {target.name}: {why}"
         origin = self.members[target.name].upstream.origin
         return LlmError(Code.UNAVAILABLE, why, retry_after=jittered(), origin=origin)
-
-
-def _target(name: str, config: UpstreamConfig, routing_config: RoutingConfig) -> Target:
-    target = Target(name, config.weight, config.max_in_flight, config.queue, Breaker(routing_config.breaker))
-    if config.models:
-        target.models, target.fixed = frozenset(config.models), True
-    return target
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
