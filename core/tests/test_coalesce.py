@@ -1,9 +1,9 @@
-"""Coalescer: nothing under the budget; above it a stream's share, and back again."""
+"""Coalescer: at once for few streams, on common ticks for many, over the budget on fewer of them."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,98 +12,112 @@ from hypothesis import strategies as st
 from lambdalm.coalesce import LONGEST_PAUSE, Coalescer
 
 BUDGET = 1000
+TICK = 0.02
+NOW = 1e6
 
 
-def pauses(coalescer: Coalescer, per_second: int, start: float, seconds: float = 1.0) -> list[float]:
-    """The pauses of frames of one delta, evenly spread from `start` on."""
-    count = int(per_second * seconds)
-    return [coalescer.pause(1, start + index / per_second) for index in range(count)]
+def delays(coalescer: Coalescer, per_second: int, start: float, seconds: float = 1.0) -> list[tuple[float, float]]:
+    """When frames of one delta, evenly spread from `start` on, come and how long they are held back."""
+    times = [start + index / per_second for index in range(int(per_second * seconds))]
+    return [(now, coalescer.delay(1, now)) for now in times]
 
 
-def busy(streams: int) -> tuple[Coalescer, contextlib.ExitStack]:
+def busy(stack: contextlib.ExitStack, streams: int) -> Coalescer:
     """A coalescer with so many streams in it; they end with the stack."""
-    made, stack = Coalescer(BUDGET), contextlib.ExitStack()
+    made = Coalescer(BUDGET, TICK)
     for _ in range(streams):
         stack.enter_context(made.stream())
-    return made, stack
+    return made
 
 
-@pytest.mark.parametrize("per_second", [1, 100, 900])
-@pytest.mark.parametrize("start", [0.0, 1e6])
-def test_under_the_budget_nobody_ever_waits(per_second: int, start: float) -> None:
-    assert set(pauses(busy(50)[0], per_second, start, 3)) == {0.0}
+def crowded(stack: contextlib.ExitStack, streams: int) -> Coalescer:
+    """The same, when twice the budget has come in the second before `NOW`."""
+    coalescer = busy(stack, streams)
+    delays(coalescer, 2 * BUDGET, NOW - 1)
+    return coalescer
 
 
-@pytest.mark.parametrize("streams", [1, 50])
-def test_over_the_budget_each_stream_waits_for_its_share(streams: int) -> None:
-    coalescer, _ = busy(streams)
-    pauses(coalescer, 2 * BUDGET, 1e6)
-    assert set(pauses(coalescer, 2 * BUDGET, 1e6 + 1)) == {streams / BUDGET}
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
-def test_nobody_waits_longer_than_a_reader_bears() -> None:
-    coalescer, _ = busy(BUDGET)
-    pauses(coalescer, 2 * BUDGET, 1e6)
-    assert coalescer.pause(1, 1e6 + 1) == LONGEST_PAUSE < 1
+def is_tick(moment: float) -> bool:
+    return moment / TICK == pytest.approx(round(moment / TICK), abs=1e-4)
 
 
-def test_the_budget_counts_deltas_not_frames() -> None:
-    coalescer, _ = busy(10)
-    found = [coalescer.pause(20, 1e6 + index / 100) for index in range(200)]  # 100 frames/s of 20 deltas each
-    assert set(found[100:]) == {10 / BUDGET}
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("start", [0.0, NOW])
+def test_frames_of_few_streams_leave_at_once(stack: contextlib.ExitStack, streams: int, start: float) -> None:
+    assert {delay for _, delay in delays(busy(stack, streams), 200, start, 3)} == {0.0}
 
 
-def test_the_share_follows_the_streams_that_come_and_go() -> None:
-    coalescer, stack = busy(10)
-    pauses(coalescer, 2 * BUDGET, 1e6)
+@pytest.mark.parametrize("start", [0.0, NOW])
+def test_frames_of_many_streams_leave_on_the_next_tick(stack: contextlib.ExitStack, start: float) -> None:
+    found = delays(busy(stack, 5), 130, start, 3)
+    assert all(is_tick(now + delay) and delay <= TICK + 1e-9 for now, delay in found)
+    assert len({round((now + delay) / TICK) for now, delay in found}) == 150
+
+
+def test_the_lone_stream_that_is_left_waits_no_longer(stack: contextlib.ExitStack) -> None:
+    coalescer = busy(stack, 20)
     with coalescer.stream():
-        assert coalescer.pause(1, 1e6 + 1) == 11 / BUDGET
-    assert coalescer.pause(1, 1e6 + 1) == 10 / BUDGET
-    stack.close()
-    assert coalescer.pause(1, 1e6 + 1) == 0
+        assert coalescer.delay(1, NOW + 0.011) > 0
+        stack.close()
+        assert coalescer.delay(1, NOW + 0.011) == 0
 
 
-def test_joined_deltas_that_look_like_fewer_do_not_end_the_joining() -> None:
-    coalescer, _ = busy(10)
-    pauses(coalescer, 2 * BUDGET, 1e6)
-    assert set(pauses(coalescer, BUDGET * 6 // 10, 1e6 + 1, 3)) == {10 / BUDGET}
+@pytest.mark.parametrize("streams", [1, 50, 120])
+def test_over_the_budget_each_stream_waits_for_its_share(stack: contextlib.ExitStack, streams: int) -> None:
+    for now, delay in delays(crowded(stack, streams), 2 * BUDGET, NOW):
+        assert streams / BUDGET < delay <= streams / BUDGET + TICK + 1e-9
+        assert is_tick(now + delay)
 
 
-def test_when_the_crowd_has_left_nobody_waits_any_more() -> None:
-    coalescer, _ = busy(10)
-    pauses(coalescer, 2 * BUDGET, 1e6)
-    calm = pauses(coalescer, 100, 1e6 + 1, 3)
-    assert calm[0] > 0
-    assert set(calm[200:]) == {0.0}
+def test_no_frame_waits_longer_than_a_reader_bears(stack: contextlib.ExitStack) -> None:
+    for now, delay in delays(crowded(stack, BUDGET), 2 * BUDGET, NOW):
+        assert LONGEST_PAUSE - TICK - 1e-9 <= delay <= LONGEST_PAUSE
+        assert is_tick(now + delay)
 
 
-def test_after_a_silence_the_first_delta_does_not_wait() -> None:
-    coalescer, _ = busy(10)
-    pauses(coalescer, 2 * BUDGET, 1e6)
-    assert coalescer.pause(1, 1e6 + 100) == 0
+def test_the_budget_counts_deltas_not_frames(stack: contextlib.ExitStack) -> None:
+    coalescer = busy(stack, 100)
+    found = [coalescer.delay(20, NOW + index / 100) for index in range(200)]  # 100 frames/s of 20 deltas each
+    assert max(found[:100]) <= TICK + 1e-9
+    assert min(found[100:]) > 100 / BUDGET
 
 
-def test_streams_of_many_threads_are_counted_right() -> None:
-    coalescer = Coalescer(BUDGET)
-
-    def come_and_go() -> None:
-        for _ in range(2000):
-            with coalescer.stream():
-                pass
-
-    threads = [threading.Thread(target=come_and_go) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with coalescer.stream():
-        pauses(coalescer, 2 * BUDGET, 1e6)
-        assert coalescer.pause(1, 1e6 + 1) == 1 / BUDGET
+def test_the_share_follows_the_streams_that_come_and_go(stack: contextlib.ExitStack) -> None:
+    coalescer = crowded(stack, 100)
+    with contextlib.ExitStack() as more:
+        for _ in range(40):
+            more.enter_context(coalescer.stream())
+        assert coalescer.delay(1, NOW) > 140 / BUDGET
+    assert 100 / BUDGET < coalescer.delay(1, NOW) <= 120 / BUDGET + 1e-9
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 2)), max_size=50))
-def test_a_pause_is_none_or_the_share_whatever_comes_when(frames: list[tuple[int, float]]) -> None:
-    coalescer, now = busy(7)[0], 1e6
-    for deltas, later in frames:
-        now += later
-        assert coalescer.pause(deltas, now) in (0.0, 7 / BUDGET)
+def test_joined_deltas_that_look_like_fewer_do_not_end_the_joining(stack: contextlib.ExitStack) -> None:
+    found = delays(crowded(stack, 100), BUDGET * 6 // 10, NOW, 3)
+    assert min(delay for _, delay in found) > 100 / BUDGET
+
+
+def test_when_the_crowd_has_left_each_tick_counts_again(stack: contextlib.ExitStack) -> None:
+    calm = [delay for _, delay in delays(crowded(stack, 100), 100, NOW, 3)]
+    assert calm[0] > 100 / BUDGET
+    assert max(calm[200:]) <= TICK + 1e-9
+
+
+def test_after_a_silence_the_first_delta_waits_for_one_tick(stack: contextlib.ExitStack) -> None:
+    assert crowded(stack, 100).delay(1, NOW + 100) <= TICK + 1e-9
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 2)), max_size=50), st.integers(5, 2000))
+def test_every_frame_leaves_on_a_tick_in_time(frames: list[tuple[int, float]], streams: int) -> None:
+    with contextlib.ExitStack() as stack:
+        coalescer, now = busy(stack, streams), NOW
+        for deltas, later in frames:
+            now += later
+            delay = coalescer.delay(deltas, now)
+            assert 0 <= delay <= LONGEST_PAUSE
+            assert is_tick(now + delay)

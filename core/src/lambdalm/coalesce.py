@@ -1,62 +1,69 @@
-"""When to join deltas, so that many streams do not cost a hop more than it has.
+"""When frames of streamed text leave a hop: at once while few streams run, else on ticks that all streams share.
 
-What a frame costs a hop hardly depends on how much is in it. So when more deltas come each second than the budget of
-frames allows, every stream pauses after each frame, and what has come meanwhile goes out as one frame: together the
-streams then send about `frames_per_second`. While the hop keeps up, each delta is passed on at once.
+What a frame costs a hop hardly depends on how much is in it, and frames that leave together cost a third of frames
+that leave alone. So from a handful of active streams on, a frame is held back until the next tick of the process
+(20 ms), and what comes meanwhile is joined to it. When more deltas come each second than the budget of frames allows, a
+stream skips ticks: it sends every active/budget seconds, so that all streams together send about `frames_per_second`.
 
-Pure decision: it has no clock of its own and does not wait itself.
+Pure decision, for one event loop: it has no clock of its own and does not wait itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
+import math
 from collections.abc import Iterator
 
 LONGEST_PAUSE = 0.21
 """Seconds. A reader would see more as stutter; beyond it, more streams mean more frames again."""
 
+_FEW = 4  # streams whose frames leave at once: together they have less than one frame due in a tick
 _WINDOW = 1.0  # seconds over which the rate of deltas is measured; a burst of streams in step is not more than that
 
 
 class Coalescer:
-    """One per process, for any number of threads; `frames_per_second` is the budget of all streams together."""
+    """One per process; `frames_per_second` is the budget of all streams together, `tick` in seconds."""
 
-    def __init__(self, frames_per_second: float) -> None:
+    def __init__(self, frames_per_second: float, tick: float = 0.02) -> None:
         self._budget = frames_per_second
-        self._lock = threading.Lock()  # nobody waits for it who has a frame to send: see _measure
+        self._tick = tick
         self._active = 0
         self._window_start = 0.0
         self._counted = 0
-        self._joining = False
+        self._over_budget = False
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Around each stream that asks for pauses."""
-        with self._lock:
-            self._active += 1
+        """Around each stream that sends frames."""
+        self._active += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._active -= 1
+            self._active -= 1
 
-    def pause(self, deltas: int, now: float) -> float:
-        """Seconds that a stream waits after a frame made of `deltas` deltas; `now` in seconds."""
-        if now - self._window_start >= _WINDOW:
-            self._measure(now)
-        self._counted += deltas  # threads may lose a count to each other; a rate does not need them all
-        return min(self._active / self._budget, LONGEST_PAUSE) if self._joining else 0.0
+    def delay(self, deltas: int, now: float) -> float:
+        """Seconds to hold back a frame made of `deltas` deltas; `now` is a monotonic clock, the same for all streams.
 
-    def _measure(self, now: float) -> None:
-        """End the window, unless another thread is just doing so: a thousand threads must not queue here."""
-        if not self._lock.acquire(blocking=False):
-            return
+        0 while only a handful of streams is active. Else the frame leaves on a tick: the next one, or, over the budget,
+        the first after the stream's share of time, at most `LONGEST_PAUSE` from now.
+        """
+        self._count(deltas, now)
+        if self._over_budget:
+            return self._until_tick(now, min(self._active / self._budget, LONGEST_PAUSE))
+        return 0.0 if self._active <= _FEW else self._until_tick(now, 0.0)
+
+    def _until_tick(self, now: float, pause: float) -> float:
+        """Seconds to the first tick after a pause, which is cut where that tick would be too late."""
+        tick = math.floor((now + pause) / self._tick) + 1
+        delay = max(0.0, tick * self._tick - now)
+        return delay if delay <= LONGEST_PAUSE else delay - self._tick
+
+    def _count(self, deltas: int, now: float) -> None:
         elapsed = now - self._window_start
         if elapsed >= _WINDOW:
             rate = self._counted / elapsed
             self._window_start = now
             self._counted = 0
             # Deltas that were joined before they came look like fewer; so it takes half the budget to stop.
-            self._joining = rate > (self._budget / 2 if self._joining else self._budget)
-        self._lock.release()
+            self._over_budget = rate > (self._budget / 2 if self._over_budget else self._budget)
+        self._counted += deltas

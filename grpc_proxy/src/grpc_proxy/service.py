@@ -172,7 +172,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
                     Code.CANCELLED, f"the client has read nothing for {self._write_seconds:g} s", origin=HOP
                 ) from None
         deltas = sum(isinstance(event, Delta) for event in batch)
-        pause = self._coalescer.pause(deltas, asyncio.get_running_loop().time()) if deltas else 0
+        pause = self._coalescer.delay(deltas, asyncio.get_running_loop().time()) if deltas else 0
         if pause and not isinstance(batch[-1], Finished):
             await asyncio.sleep(pause)
 

@@ -61,7 +61,7 @@ def _paced(source: Iterator[StreamEvent], call: Call, coalescer: Coalescer) -> I
         for event in source:
             yield event
             if isinstance(event, Delta):
-                pause = coalescer.pause(1, time.monotonic())
+                pause = coalescer.delay(1, time.monotonic())
                 if pause:
                     call.sleep(pause)
 
