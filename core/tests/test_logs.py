@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
+import logging
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambdalm import logs
 
 PROGRAM = """
 import logging, sys, structlog
@@ -63,3 +73,69 @@ def test_the_level_says_how_much_is_logged() -> None:
     quiet = logged("ERROR", "console")
     assert "a bug" in quiet
     assert not any(event in quiet for event in ("ready", "worker lost", "answered"))
+
+
+FIELDS = st.dictionaries(
+    st.sampled_from(["request_id", "prompt", "ms", "session", "a", "z", "why", "retries"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["a b", "a=b", "\x1b[2J'", ""]),
+)
+FORMATS: list[logs.Format] = ["console", "json"]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logs._requests.follow("", "console", None)
+
+
+def written(format: logs.Format, level: logs.Level, log: Callable[[], None]) -> str:
+    """What `log` writes in a process that is configured like this, without times."""
+    logs.configure("edge", logs.LogConfig(level, format))
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(stream := io.StringIO())
+    log()
+    times = r'"timestamp": "[^"]+Z"' if format == "json" else r"^\S+Z "
+    return re.sub(times, "", stream.getvalue(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(event=st.sampled_from(["answered", "the caller left\x1b", "x" * 40]) | st.text(), fields=FIELDS)
+def test_a_requests_line_is_what_structlog_would_write(format: logs.Format, event: str, fields: dict[str, Any]) -> None:
+    ours = written(format, "INFO", lambda: logs.request_line(event, **fields))
+    assert ours == written(format, "INFO", lambda: logs.get("late").info(event, **fields))
+    assert ours.endswith("\n")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_requests_line_is_left_out_above_info(format: logs.Format) -> None:
+    assert written(format, "WARNING", lambda: logs.request_line("answered")) == ""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_closed_stderr_ends_no_request(format: logs.Format) -> None:
+    def log() -> None:
+        (handler,) = logging.getLogger().handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(closed := io.StringIO())
+        closed.close()
+        logs.request_line("answered")
+
+    assert written(format, "INFO", log) == ""
+
+
+def test_a_requests_line_needs_no_configured_log() -> None:
+    program = (
+        "import sys; from lambdalm import logs; assert 'structlog' not in sys.modules; logs.request_line('hello', n=1)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "hello" in ran.stdout + ran.stderr

@@ -110,12 +110,12 @@ class Door:
                 yield asked
             context.set_trailing_metadata(asked.trailing())
             code = None
-            _log.info("answered", **asked.for_log(self._prompt_chars))
+            logs.request_line("answered", **asked.for_log(self._prompt_chars))
         except LlmError as error:
             code = error.code
             await self._abort(context, asked, error.at(HOP))
         except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter comes of a write to a caller who has left
-            _log.info("the caller left", **asked.for_log(self._prompt_chars))
+            logs.request_line("the caller left", **asked.for_log(self._prompt_chars))
             raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001  # the edge of the process: the caller must be told, whatever it was
             code = Code.INTERNAL
@@ -126,7 +126,7 @@ class Door:
             asked.call.span.end(code)
 
     async def _abort(self, context: Context, asked: Asked, error: LlmError) -> NoReturn:
-        _log.info("failed", **asked.for_log(self._prompt_chars), **error.for_log())
+        logs.request_line("failed", **asked.for_log(self._prompt_chars), **error.for_log())
         await context.abort(status.STATUS[error.code], error.message, asked.trailing() + status.details(error))
 
     def _check_room(self) -> None:
