@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from grpc_proxy import alb, chain
+from grpc_proxy import alb, chain, handlers
 from grpc_proxy.answering import Answering
 from grpc_proxy.callers import Callers
 from grpc_proxy.config import Config
@@ -25,7 +25,7 @@ from grpc_proxy.sessions import Sessions
 from grpc_proxy.store.guard import Guarded
 from grpc_proxy.store.table import make_store
 from grpc_proxy.upstream import Upstream
-from lambdalm_proto.v1 import llm_pb2, llm_pb2_grpc
+from lambdalm_proto.v1 import llm_pb2
 
 
 class Proxy(NamedTuple):
@@ -42,8 +42,7 @@ class Proxy(NamedTuple):
     def server(self, options: Sequence[tuple[str, int]]) -> grpc.aio.Server:
         """A gRPC server of all services, not started and without a port."""
         server = grpc.aio.server(options=options)
-        server.add_generic_rpc_handlers((alb.handler(self.health.why_not),))
-        llm_pb2_grpc.add_LlmServiceServicer_to_server(self.service, server)  # type: ignore[no-untyped-call]
+        server.add_generic_rpc_handlers((handlers.handler(self.service, self.door), alb.handler(self.health.why_not)))
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         services = [
             llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name,
