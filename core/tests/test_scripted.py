@@ -1,5 +1,9 @@
+"""The model that plays a part: each behaviour, in a thread and on a loop."""
+
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -9,7 +13,7 @@ from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import FinishReason, Started, StreamEvent, TextDelta, checked, collect
-from lambdalm.testing.scripted import BEHAVIOURS, play
+from lambdalm.testing.scripted import BEHAVIOURS, play, play_on_loop
 from lambdalm.timings import HopClock
 
 from . import strategies
@@ -115,3 +119,79 @@ def test_a_model_that_is_none_is_not_found_and_the_others_are_named() -> None:
 
 def test_every_behaviour_says_what_it_does() -> None:
     assert all(behaviour.__doc__ for behaviour in BEHAVIOURS.values())
+
+
+def texts(events: list[StreamEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, TextDelta)]
+
+
+async def said_on_loop(request: ChatRequest) -> tuple[list[StreamEvent], Code | None]:
+    """All that comes, and how it fails."""
+    said: list[StreamEvent] = []
+    try:
+        async for batch in play_on_loop(request, new_call()):
+            said += batch
+    except LlmError as error:
+        return said, error.code
+    return said, None
+
+
+def said_in_thread(request: ChatRequest) -> tuple[list[StreamEvent], Code | None]:
+    said: list[StreamEvent] = []
+    try:
+        for event in play(request, new_call()):
+            said.append(event)  # what came before a failure stays
+    except LlmError as error:
+        return said, error.code
+    return said, None
+
+
+@pytest.mark.parametrize("model", [*sorted(BEHAVIOURS.keys() - {"stall", "stall-first", "slow"}), "no-such-model"])
+async def test_a_behaviour_is_the_same_on_a_loop(model: str) -> None:
+    request = ask(model, max_tokens=1000)
+    assert await said_on_loop(request) == said_in_thread(request)
+
+
+async def test_slow_says_its_tokens_on_a_loop_too() -> None:
+    said, failure = await said_on_loop(ask("slow", max_tokens=2))
+    assert "".join(texts(said)) == "once upon "
+    assert failure is None
+
+
+@pytest.mark.parametrize("model", ["stall-first", "stall", "slow", "flood"])
+async def test_a_cancelled_task_stops_the_engine_on_a_loop(model: str) -> None:
+    said = asyncio.Event()
+
+    async def read() -> None:
+        async with contextlib.aclosing(play_on_loop(ask(model), new_call())) as batches:
+            async for _ in batches:
+                said.set()
+
+    reading = asyncio.create_task(read())
+    if model != "stall-first":
+        await asyncio.wait_for(said.wait(), WAIT)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(reading, WAIT)
+
+
+@pytest.mark.parametrize("model", ["flood", "echo"])
+async def test_a_long_answer_leaves_the_loop_to_others(model: str) -> None:
+    """Between any two batches another task has its turn."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    others = asyncio.create_task(other())
+    request = ChatRequest(prompt="x" * 5000, model=model, max_tokens=10_000)
+    seen: list[int] = []
+    async for batch in play_on_loop(request, new_call()):
+        assert len(batch) <= 64
+        seen.append(turns)
+    others.cancel()
+    assert len(seen) > 10
+    assert len(set(seen)) >= len(seen) - 1  # the other task begins after the first
