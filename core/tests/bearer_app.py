@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import sys
 
-import flask
 import hop_app  # type: ignore[import-not-found]  # it lies beside this program
 
 from lambdalm import logs
+from lambdalm.http.app import HttpHop
+from lambdalm.http.bearer import require
+from lambdalm.http.limits import Limits
+from lambdalm.http.server import serve
 from lambdalm.listen import Listen
-from lambdalm.web.bearer import require
-from lambdalm.web.limits import Limits
-from lambdalm.web.server import serve
-from lambdalm.web.worker import Lifecycle
 
 
-def make_app(lifecycle: Lifecycle, limits: Limits, token: str) -> flask.Flask:
-    app: flask.Flask = hop_app.make_app(lifecycle, limits)
-    require(app, token)
-
+def guarded(hop: HttpHop) -> None:
+    require(hop.app, sys.argv[2])
     for path in ("/health", "/healthz", "/readyz"):
-        app.add_url_rule(path, path, lambda: "fine")
-    return app
+        hop.app.add_url_rule(path, path, lambda: "fine")
 
 
 if __name__ == "__main__":
-    port, token = int(sys.argv[1]), sys.argv[2]
     logs.configure("hop", logs.LogConfig(level="DEBUG", format="json"))
-    serve(lambda lifecycle: make_app(lifecycle, Limits(), token), Listen("127.0.0.1", port), Limits())
+    serve(hop_app.opener(Limits(), guarded), Listen("127.0.0.1", int(sys.argv[1])), Limits())

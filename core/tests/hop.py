@@ -132,7 +132,12 @@ class Stream:
 def query_bytes(body: dict[str, Any] | bytes, **headers: str) -> bytes:
     """The bytes of a POST /query."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = {"Host": "hop", "Content-Type": "application/json", "Content-Length": str(len(data)), **_named(headers)}
+    lines = {
+        "Host": "localhost",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        **_named(headers),
+    }
     return request_bytes("POST", "/query", lines) + data
 
 

@@ -1,4 +1,4 @@
-"""A small real hop for the tests of lambdalm.web: `python hop_app.py PORT LIMITS`, LIMITS as JSON.
+"""A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS`, LIMITS as JSON.
 
 It answers `/query` with the scripted model, and tells the tests what else they need to know. When it is ready it
 prints its process's id.
@@ -6,11 +6,12 @@ prints its process's id.
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import contextlib
 import os
 import sys
-import threading
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import flask
 import msgspec
@@ -19,51 +20,53 @@ from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import LlmError
-from lambdalm.events import Heartbeat, Started, StreamEvent
+from lambdalm.events import Answer, Collector, Delta, Heartbeat, Started, StreamContract, StreamEvent
+from lambdalm.http.admission import Lifecycle
+from lambdalm.http.app import HttpHop
+from lambdalm.http.limits import Limits
+from lambdalm.http.query import add_query
+from lambdalm.http.server import serve
 from lambdalm.listen import Listen
-from lambdalm.testing.scripted import play
-from lambdalm.web.app import HttpHop
-from lambdalm.web.limits import Limits
-from lambdalm.web.query import add_query
-from lambdalm.web.server import serve
-from lambdalm.web.worker import Lifecycle
+from lambdalm.testing.scripted import play_on_loop
 
-WAIT = 10  # seconds until somebody who waits is told that it did not happen
+WAIT = 10  # seconds until a request that waits is answered that it did not happen
 
 
 class Ends:
     """How each request's stream has ended, by its id."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._ends: dict[str, str] = collections.defaultdict(str)
+        self._ends: dict[str, asyncio.Future[str]] = collections.defaultdict(asyncio.get_running_loop().create_future)
 
     def tell(self, id: str, end: str) -> None:
-        with self._changed:
-            self._ends[id] = end
-            self._changed.notify_all()
+        if not self._ends[id].done():
+            self._ends[id].set_result(end)
 
-    def wait(self, id: str) -> str:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ends[id], WAIT)
-            return self._ends[id]
+    async def wait(self, id: str) -> str:
+        async with asyncio.timeout(WAIT):
+            return await asyncio.shield(self._ends[id])
 
 
-def make_app(lifecycle: Lifecycle, limits: Limits) -> flask.Flask:
+def make_hop(lifecycle: Lifecycle, limits: Limits) -> HttpHop:
     hop = HttpHop("hop", limits, lifecycle)
     ends = Ends()
 
-    def open_stream(request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
+    async def events(request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
         end = "finished"
         try:
             if request.model == "bug":
-                yield Started(call.id, "bug")
+                yield [Started(call.id, "bug")]
                 raise ZeroDivisionError("the secret of the house")
             if request.model == "beating":
-                yield Heartbeat()
-            yield from play(request, call)
+                yield [Heartbeat()]
+            async with contextlib.aclosing(play_on_loop(request, call)) as played:
+                async for batch in played:
+                    yield batch
         except LlmError as error:
             end = error.code
+            raise
+        except asyncio.CancelledError:
+            end = "CANCELLED"
             raise
         except GeneratorExit:
             end = "closed"
@@ -71,7 +74,18 @@ def make_app(lifecycle: Lifecycle, limits: Limits) -> flask.Flask:
         finally:
             ends.tell(call.id, end)
 
-    add_query(hop, open_stream)
+    async def whole(request: ChatRequest, call: Call) -> Answer:
+        collector, contract = Collector(), StreamContract()
+        async with contextlib.aclosing(events(request, call)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    if isinstance(event, Delta):
+                        call.clock.first_delta()
+                    collector.add(contract.accept(event))
+        contract.close()
+        return collector.answer()
+
+    add_query(hop, whole, events)
 
     @hop.app.get("/things")
     def things() -> flask.Response:
@@ -82,19 +96,34 @@ def make_app(lifecycle: Lifecycle, limits: Limits) -> flask.Flask:
         raise ZeroDivisionError("the secret of the house")
 
     @hop.app.get("/ends/<id>")
-    def end(id: str) -> str:
+    async def end(id: str) -> str:
         """Wait for the end of another request's stream."""
-        return ends.wait(id)
+        return await ends.wait(id)
 
     @hop.app.get("/draining")
     def draining() -> str:
         return str(lifecycle.draining.is_set())
 
-    print(os.getpid(), flush=True)
-    return hop.app
+    hop.open_paths |= {"/things", "/draining"}
+    return hop
+
+
+def opener(
+    limits: Limits, change: Callable[[HttpHop], None] = lambda hop: None
+) -> Callable[[Lifecycle], contextlib.AbstractAsyncContextManager[HttpHop]]:
+    """What opens the hop; `change` has it before it serves."""
+
+    @contextlib.asynccontextmanager
+    async def opened(lifecycle: Lifecycle) -> AsyncIterator[HttpHop]:
+        hop = make_hop(lifecycle, limits)
+        change(hop)
+        print(os.getpid(), flush=True)
+        yield hop
+
+    return opened
 
 
 if __name__ == "__main__":
     limits = msgspec.json.decode(sys.argv[2], type=Limits)
     logs.configure("hop", logs.LogConfig(format="json"))
-    serve(lambda lifecycle: make_app(lifecycle, limits), Listen("127.0.0.1", int(sys.argv[1])), limits)
+    serve(opener(limits), Listen("127.0.0.1", int(sys.argv[1])), limits)

@@ -47,7 +47,7 @@ class Call:
         self.span: Span = UNTRACED
         """This hop's part of the request's trace, which says where in it the next hop is."""
         self._lock = threading.Lock()
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], object]] = {}
         self._next_key = 0
         self._stopped: LlmError | None = None
         # Held until the call is stopped: to wait for a lock costs a fraction of what waiting for an Event does.
@@ -83,11 +83,18 @@ class Call:
         )
 
     def cancel(self, reason: str, code: Code = Code.CANCELLED) -> None:
-        """Stop the call and wake whoever waits for it."""
+        """Stop the call and wake what waits for it."""
+        self._stop(LlmError(code, reason, origin=self.clock.hop))
+
+    def expire(self) -> None:
+        """Stop the call because its time is up."""
+        self._stop(self.out_of_time())
+
+    def _stop(self, error: LlmError) -> None:
         with self._lock:
             if self._stopped is not None:
                 return
-            self._stopped = LlmError(code, reason, origin=self.clock.hop)
+            self._stopped = error
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
             self._running.release()
@@ -101,7 +108,7 @@ class Call:
         self.check()
 
     @contextlib.contextmanager
-    def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
+    def on_cancel(self, callback: Callable[[], object]) -> Iterator[None]:
         """While inside, a cancellation runs `callback` (once)."""
         with self._lock:
             key = self._next_key

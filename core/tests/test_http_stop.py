@@ -77,7 +77,7 @@ def is_answered(hop: Hop) -> bool:
     try:
         with hop.connect() as connection:
             connection.sock.settimeout(2)
-            connection.send(request_bytes("GET", "/things", {"Host": "hop"}))
+            connection.send(request_bytes("GET", "/things", {"Host": "localhost"}))
             return bool(connection.sock.recv(1000))
     except ConnectionError:
         return False
@@ -86,5 +86,5 @@ def is_answered(hop: Hop) -> bool:
 def one_off(hop: Hop, path: str) -> bytes:
     """The answer to a request on a connection of its own."""
     with hop.connect() as connection:
-        connection.send(request_bytes("GET", path, {"Host": "hop", "Connection": "close"}))
+        connection.send(request_bytes("GET", path, {"Host": "localhost", "Connection": "close"}))
         return connection.answer().read()

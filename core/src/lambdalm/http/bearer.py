@@ -1,0 +1,29 @@
+"""A bearer token that a Flask hop asks for: one secret, shared by the hop and whoever may ask it."""
+
+from __future__ import annotations
+
+import flask
+
+from lambdalm.credentials import bears, no_token
+
+OPEN = frozenset({"/health", "/healthz", "/readyz"})
+"""What anybody may ask: balancers and supervisors have no token."""
+
+
+def require(app: flask.Flask, token: str) -> None:
+    """Refuse all requests to this hop's app that lack the token, but for `OPEN`: 401 UNAUTHENTICATED.
+
+    Call it when the HttpHop has been made, so that a refusal has the shape of all its errors.
+    """
+
+    @app.before_request
+    def check() -> None:
+        if flask.request.path in OPEN or bears(flask.request.headers.get("Authorization", ""), token):
+            return
+        flask.after_this_request(_challenge)
+        raise no_token()
+
+
+def _challenge(response: flask.Response) -> flask.Response:
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response

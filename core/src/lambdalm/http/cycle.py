@@ -1,0 +1,89 @@
+"""One request on a connection and its answer: uvicorn's cycle, with a clock, refusals of a body, and the hang-up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from lambdalm.errors import LlmError, code_of_http_status
+from lambdalm.timings import HopClock
+
+if TYPE_CHECKING:
+    from lambdalm.http.connection import Connection
+
+_MOST_TO_DISCARD = 1024 * 1024  # bytes of a body that its answer did not wait for; of a longer one none is read
+
+
+class RequestError(LlmError):
+    """A request that cannot be read, with the status that HTTP has for it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(code_of_http_status(status), message)
+        self.status = status
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer. `clock` starts when the head is whole; `on_leave` is called when the client leaves.
+
+    `length` is the announced size of the body in bytes, infinite for a chunked one.
+    """
+
+    def __init__(self, connection: Connection, scope: Any, keep_alive: bool, length: float) -> None:
+        super().__init__(
+            scope=scope,
+            transport=connection.transport,
+            flow=connection.flow,
+            logger=connection.logger,
+            access_logger=connection.access_logger,
+            access_log=False,
+            default_headers=connection.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=connection.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=connection.on_response_complete,
+        )
+        self.clock = HopClock(connection.shared.hop)
+        self.length = length
+        self.received = 0
+        """Bytes of the body so far; `buffered` of them count as those of a body under way."""
+        self.buffered = 0
+        self.on_leave: Callable[[], None] | None = None
+        self.refusal: LlmError | None = None
+        self.closes = False
+        """Whether the connection closes after the answer; known when the answer has been written."""
+
+    def refuse(self, refusal: LlmError) -> None:
+        """The body will not be had: raise `refusal` where it is awaited. The connection closes after the answer."""
+        self.refusal = refusal
+        self.keep_alive = False
+        self.message_event.set()
+
+    def leave(self) -> None:
+        """The client has left."""
+        self.disconnected = True
+        self.message_event.set()
+        if self.on_leave is not None:
+            self.on_leave()
+
+    async def receive(self) -> Any:
+        """As ASGI has it; raises the refusal of a body that is late, too large or broken."""
+        message = await super().receive()
+        if self.refusal is not None and not self.disconnected:
+            raise self.refusal
+        return message
+
+    async def send(self, message: Any) -> None:
+        """As ASGI has it. The connection, not uvicorn, closes after the answer: the body may still be under way."""
+        if not self.response_started and self.more_body and self.length > _MOST_TO_DISCARD:
+            self.keep_alive = False
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.closes = not self.keep_alive
+            self.keep_alive = True
+        await super().send(message)
+
+    def write_last(self, piece: bytes) -> None:
+        """One more piece of a chunked body, also when its reader takes nothing now."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))

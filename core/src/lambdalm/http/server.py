@@ -1,0 +1,195 @@
+"""Serving an app: uvicorn on one uvloop, with our connections, our drain and our watch over the loop.
+
+Stopping has three steps: not ready (`Lifecycle.draining`) while the listener is still open; after the pause no new
+connections, and idle ones are closed; after the grace period the calls still in flight are cancelled, so that each
+gets a truthful end. SIGINT does the same without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import AbstractAsyncContextManager
+from email.utils import formatdate
+from functools import partial
+
+import uvicorn
+import uvloop
+
+from lambdalm import logs
+from lambdalm.descriptors import raise_limit
+from lambdalm.http.admission import Lifecycle
+from lambdalm.http.app import HttpHop
+from lambdalm.http.connection import Connection, Shared
+from lambdalm.http.hosts import allow_list
+from lambdalm.http.limits import Limits
+from lambdalm.listen import Listen
+from lambdalm.runtime import settle
+
+_BACKLOG = 2048
+_SPARE_DESCRIPTORS = 128  # for files, the store, the next hop
+_TICK_SECONDS = 0.02  # between measurements of the loop's lag
+_SWEEP_TICKS = 10  # between two looks at all connections
+_LAST_WORDS_SECONDS = 2.0  # for the ends of cancelled calls to be written
+
+OpenHop = Callable[[Lifecycle], AbstractAsyncContextManager[HttpHop]]
+"""Makes the hop's app on the loop, and closes what it has opened."""
+
+_log = logs.get(__name__)
+
+
+def serve(open_hop: OpenHop, listen: Listen, limits: Limits, reuse_port: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C; raises OSError when the address cannot be had, and what opening the hop raises."""
+    descriptors = raise_limit()
+    sock = _listener(listen, limits, reuse_port)
+    host, port = sock.getsockname()[:2]
+    _log.info("listening", address=f"{host}:{port}")
+    most = min(limits.max_connections, max(1, descriptors - _SPARE_DESCRIPTORS))
+    with contextlib.closing(sock):
+        uvloop.run(_serve(open_hop, sock, listen, limits, most))
+
+
+def _listener(listen: Listen, limits: Limits, reuse_port: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        sock = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG, reuse_port=reuse_port)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {listen.address}: {error.strerror}; is another server running there?"
+        ) from None
+    # The connections inherit it: a client whose machine has vanished is noticed within 15 s.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return sock
+
+
+async def _serve(open_hop: OpenHop, sock: socket.socket, listen: Listen, limits: Limits, most: int) -> None:
+    stop = _Stop()
+    lifecycle = Lifecycle(limits)
+    opening = asyncio.ensure_future(_opened(open_hop, lifecycle))
+    await asyncio.wait({opening, asyncio.ensure_future(stop.asked.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    if not opening.done():  # stopped while a model is being loaded or downloaded: there is nothing to wait for
+        opening.cancel()
+        raise SystemExit(0)
+    stack, hop = opening.result()
+    async with stack:
+        shared = Shared(hop, allow_list(listen.host, limits.allowed_hosts), most)
+        await _Server(hop, shared, stop).serve(sockets=[sock])
+
+
+async def _opened(open_hop: OpenHop, lifecycle: Lifecycle) -> tuple[contextlib.AsyncExitStack, HttpHop]:
+    async with contextlib.AsyncExitStack() as stack:
+        hop = await stack.enter_async_context(open_hop(lifecycle))
+        return stack.pop_all(), hop
+
+
+class _Stop:
+    """SIGTERM and SIGINT. `asked` is set by the first signal, `hurry` by SIGINT."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.asked.set)
+        loop.add_signal_handler(signal.SIGINT, self._at_once)
+
+    def _at_once(self) -> None:
+        self.asked.set()
+        self.hurry.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, unless there is a hurry."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.hurry.wait(), seconds)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, stopped by `stop` instead of by signals, with which uvicorn would end the process."""
+
+    def __init__(self, hop: HttpHop, shared: Shared, stop: _Stop) -> None:
+        super().__init__(
+            uvicorn.Config(
+                hop,
+                http=partial(Connection, shared),  # type: ignore[arg-type]  # called as a class is
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+            )
+        )
+        self._shared = shared
+        self._stop = stop
+        self._loop = asyncio.get_running_loop()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals to `stop`."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Until it is asked to stop, and has drained."""
+        settle()
+        watching = asyncio.ensure_future(self._watch())
+        try:
+            await self._stop.asked.wait()
+            await self._drain()
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Measure the loop's lag, end what clients are late with, keep the Date header."""
+        loop, shared, ticks = self._loop, self._shared, 0
+        while True:
+            due = loop.time() + _TICK_SECONDS
+            if ticks % _SWEEP_TICKS == 0:
+                self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+                self._sweep()
+            ticks += 1
+            await asyncio.sleep(_TICK_SECONDS)
+            shared.metrics.lagged(max(0.0, loop.time() - due), due)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for connection in list(self.server_state.connections):
+            connection.overdue(now)  # type: ignore[union-attr]
+        self._shared.metrics.connections.set(len(self.server_state.connections))
+        self._shared.metrics.in_flight.set(len(self._shared.lifecycle.in_flight))
+
+    async def _drain(self) -> None:
+        limits, lifecycle = self._shared.limits, self._shared.lifecycle
+        lifecycle.draining.set()
+        _log.info("stopping", drain_pause=limits.drain_pause, grace=limits.grace)
+        await self._stop.pause(limits.drain_pause)
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._all_closed(limits.grace, self._stop.hurry)
+        lifecycle.in_flight.stop_all("the server is shutting down")
+        await self._all_closed(_LAST_WORDS_SECONDS)
+
+    async def _all_closed(self, seconds: float, or_else: asyncio.Event | None = None) -> None:
+        """Wait until no connection is left, or for the other event, but not longer than this."""
+        if not self.server_state.connections:
+            return
+        events = [self._shared.no_connections, *([or_else] if or_else is not None else [])]
+        waits = {asyncio.ensure_future(event.wait()) for event in events}
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """All is drained: cut what readers that take nothing have left."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(0)
