@@ -58,6 +58,11 @@ class Call:
     def cancelled(self) -> bool:
         return self._stopped is not None
 
+    @property
+    def stopped(self) -> LlmError | None:
+        """The error with which it was stopped."""
+        return self._stopped
+
     def remaining(self) -> float:
         """Seconds left of the budget; never below zero."""
         return max(0.0, self.deadline - time.monotonic())

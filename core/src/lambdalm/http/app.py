@@ -23,7 +23,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from io import BytesIO
 from types import CoroutineType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 import flask
 from werkzeug.exceptions import HTTPException
@@ -44,11 +44,12 @@ _log = logs.get(__name__)
 
 
 class Streamed(flask.Response):
-    """A response whose body comes piece by piece from an async generator, which is closed when the client leaves."""
+    """A response whose body comes in pieces: `first`, then those of `rest`, which is closed when the client leaves."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], content_type: str) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], content_type: str) -> None:
         super().__init__(content_type=content_type)
-        self.pieces = pieces
+        self.first = first
+        self.rest = rest
 
 
 class _App(flask.Flask):
@@ -104,14 +105,18 @@ class HttpHop:
         """Answer one request, as ASGI has it; `scope` is one of `lambdalm.http.connection`."""
         cycle: Cycle = scope["lambdalm.cycle"]
         try:
-            response = await self._respond(_environ(scope), cycle)
-            await _write(response, cycle)
+            route, response = await self._respond(_environ(scope), cycle)
+            if isinstance(response, Streamed):
+                await _write_stream(response, cycle)
+            else:
+                await _write(response, cycle)
+            self.metrics.answered(route, response.status_code, cycle.clock.total_ms() / 1000)
         except asyncio.CancelledError:
-            if not cycle.disconnected:
+            if not cycle.transport.is_closing():
                 raise
 
-    async def _respond(self, environ: dict[str, Any], cycle: Cycle) -> flask.Response:
-        """`Flask.wsgi_app` and `Flask.full_dispatch_request`, with the view awaited."""
+    async def _respond(self, environ: dict[str, Any], cycle: Cycle) -> tuple[str, flask.Response]:
+        """`Flask.wsgi_app` and `Flask.full_dispatch_request`, with the view awaited; also gives the route (or "")."""
         app = self.app
         with app.request_context(environ) as context:
             flask.g.clock = cycle.clock
@@ -127,10 +132,7 @@ class HttpHop:
                 found = app.handle_user_exception(error)
             response = app.finalize_request(found)
             rule = context.request.url_rule
-            self.metrics.answered(
-                "" if rule is None else rule.rule, response.status_code, cycle.clock.total_ms() / 1000
-            )
-            return response
+            return "" if rule is None else rule.rule, response
 
     def _metrics(self) -> flask.Response:
         kind, body = self.metrics.exposition()
@@ -183,8 +185,7 @@ class Admitted:
         call.check()
         self._in_flight.enter(call)
         loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        assert self._task is not None
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
         self._watch = call.on_cancel(self._task.cancel)
         self._watch.__enter__()
         self._timer = loop.call_later(call.remaining(), call.expire)
@@ -202,14 +203,13 @@ class Admitted:
         self._timer.cancel()
         self._in_flight.leave(call)
         self._watch.__exit__(None, None, None)
-        stopped = isinstance(error, asyncio.CancelledError) and call.cancelled
-        try:
-            if stopped:
-                assert self._task is not None
-                self._task.uncancel()
-                call.check()
-        finally:
-            self._span.__exit__(*(sys.exc_info() if stopped else (kind, error, traceback)))
+        if call.cancelled:
+            self._task.uncancel()
+            if isinstance(error, asyncio.CancelledError):
+                error = call.stopped
+        self._span.__exit__(kind, error, traceback)
+        if isinstance(error, LlmError) and kind is asyncio.CancelledError:
+            raise error
 
     def _left(self) -> None:
         self._call.cancel("the client hung up")
@@ -268,22 +268,25 @@ def _wsgi_name(name: bytes) -> str:
 
 
 async def _write(response: flask.Response, cycle: Cycle) -> None:
+    await _write_head(response, cycle)
+    await cycle.send({"type": "http.response.body", "body": response.get_data()})
+
+
+async def _write_stream(response: Streamed, cycle: Cycle) -> None:
+    async with contextlib.aclosing(response.rest) as rest:
+        await _write_head(response, cycle)
+        try:
+            await cycle.send({"type": "http.response.body", "body": response.first, "more_body": True})
+            async for piece in rest:
+                await cycle.send({"type": "http.response.body", "body": piece, "more_body": True})
+        except asyncio.CancelledError as error:
+            if cycle.transport.is_closing():
+                raise
+            # The call was stopped while its reader took nothing: its end is the last piece all the same.
+            cycle.write_last(await rest.athrow(error))
+        await cycle.send({"type": "http.response.body", "body": b""})
+
+
+async def _write_head(response: flask.Response, cycle: Cycle) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
     await cycle.send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    if isinstance(response, Streamed):
-        async with contextlib.aclosing(response.pieces):
-            await _write_pieces(response.pieces, cycle)
-        await cycle.send({"type": "http.response.body", "body": b""})
-    else:
-        await cycle.send({"type": "http.response.body", "body": response.get_data()})
-
-
-async def _write_pieces(pieces: AsyncGenerator[bytes, None], cycle: Cycle) -> None:
-    try:
-        async for piece in pieces:
-            await cycle.send({"type": "http.response.body", "body": piece, "more_body": True})
-    except asyncio.CancelledError as error:
-        if cycle.disconnected:
-            raise
-        # The call was stopped while its reader took nothing; what stopped it is the stream's last piece all the same.
-        cycle.write_last(await pieces.athrow(error))

@@ -274,6 +274,7 @@ class Connection(HttpToolsProtocol):
             refusal = self.shared.lifecycle.in_flight.refusal()
             if refusal is not None:
                 self.shared.metrics.refused("in flight")
+                complaints.log("refused", peer=self._peer, **refusal.for_log())
                 self._refuse(refusal, cycle)
                 return
         self._start_asgi_task(cycle, self.app)

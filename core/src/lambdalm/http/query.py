@@ -46,18 +46,11 @@ def add_query(hop: HttpHop, get_answer: GetAnswer, open_stream: OpenStream, coal
                 logs.request_line("answered", request_id=call.id, model=answer.model, ms=call.clock.total_ms())
                 return hop.answer(msgspec.structs.replace(answer, timings=call.clock.timings()), call.clock)
         frames = _frames(hop, body.request(), open_stream, coalescer)
-        response = Streamed(_after(await anext(frames), frames), sse.CONTENT_TYPE)
+        response = Streamed(await anext(frames), frames, sse.CONTENT_TYPE)
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Accel-Buffering"] = "no"
         response.headers["X-Request-Id"] = flask.g.request_id
         return response
-
-
-async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(rest):
-        yield first
-        async for frame in rest:
-            yield frame
 
 
 async def _frames(

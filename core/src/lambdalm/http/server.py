@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -31,8 +32,10 @@ from lambdalm.runtime import settle
 
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 128  # for files, the store, the next hop
-_TICK_SECONDS = 0.02  # between measurements of the loop's lag
-_SWEEP_TICKS = 10  # between two looks at all connections
+# Between measurements of the loop's lag. To wake an idle process costs more than a frame, so a quiet one measures less.
+_TICK_SECONDS = 0.05
+_IDLE_TICK_SECONDS = 0.25
+_FEW_CONNECTIONS = 8
 _LAST_WORDS_SECONDS = 2.0  # for the ends of cancelled calls to be written
 
 OpenHop = Callable[[Lifecycle], AbstractAsyncContextManager[HttpHop]]
@@ -128,6 +131,8 @@ class _Server(uvicorn.Server):
         self._shared = shared
         self._stop = stop
         self._loop = asyncio.get_running_loop()
+        self._sweep_at = 0.0
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it does is in our own lines
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -137,27 +142,26 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Until it is asked to stop, and has drained."""
         settle()
-        watching = asyncio.ensure_future(self._watch())
+        self._tick(self._loop.time())
         try:
             await self._stop.asked.wait()
             await self._drain()
         finally:
-            watching.cancel()
+            self._next_tick.cancel()
 
-    async def _watch(self) -> None:
-        """Measure the loop's lag, end what clients are late with, keep the Date header."""
-        loop, shared, ticks = self._loop, self._shared, 0
-        while True:
-            due = loop.time() + _TICK_SECONDS
-            if ticks % _SWEEP_TICKS == 0:
-                self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-                self._sweep()
-            ticks += 1
-            await asyncio.sleep(_TICK_SECONDS)
-            shared.metrics.lagged(max(0.0, loop.time() - due), due)
-
-    def _sweep(self) -> None:
+    def _tick(self, due: float) -> None:
+        """Measure the loop's lag, end what clients are late with, set the Date header."""
         now = self._loop.time()
+        self._shared.metrics.lagged(now - due, now)
+        if now >= self._sweep_at:
+            self._sweep_at = now + _IDLE_TICK_SECONDS
+            self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            self._sweep(now)
+        few = len(self.server_state.connections) < _FEW_CONNECTIONS
+        due = now + (_IDLE_TICK_SECONDS if few else _TICK_SECONDS)
+        self._next_tick = self._loop.call_at(due, self._tick, due)
+
+    def _sweep(self, now: float) -> None:
         for connection in list(self.server_state.connections):
             connection.overdue(now)  # type: ignore[union-attr]
         self._shared.metrics.connections.set(len(self.server_state.connections))
