@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -15,6 +17,7 @@ from lambdalm.testing.chain import PortNames, Ports, free_ports, taken
 
 from .conftest import WAIT, until
 
+GONE = 15  # seconds: less than a server's grace, much more than the 2 s that are promised
 UP = Path(__file__).resolve().parent.parent / "tools" / "up.py"
 
 
@@ -65,6 +68,27 @@ def test_a_second_ctrl_c_does_not_wait_for_what_is_in_progress(ports: Ports) -> 
         process.kill()
         process.communicate()
     until(lambda: not any(map(taken, ports)), "all hops have ended")
+
+
+def test_killed_make_up_leaves_no_server_behind(ports: Ports) -> None:
+    process = up(ports)
+    servers: list[psutil.Process] = []
+    try:
+        ready(process)
+        servers = psutil.Process(process.pid).children(recursive=True)
+        assert len(servers) >= 3
+        body = {"prompt": "hi", "model": "stall", "stream": True}
+        with requests.post(f"http://127.0.0.1:{ports.edge}/query", json=body, stream=True, timeout=WAIT) as answer:
+            next(answer.iter_lines())
+            process.kill()
+            alive = psutil.wait_procs(servers, GONE)[1]
+        assert alive == []
+    finally:
+        process.kill()
+        process.communicate()
+        for server in servers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.kill()
 
 
 def test_a_port_that_is_taken_is_named_with_the_variable_that_sets_another(ports: Ports) -> None:

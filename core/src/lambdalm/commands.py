@@ -4,7 +4,8 @@
 
 Every command takes `--config FILE` and the service's flags; a flag beats the file. A config that makes no sense ends
 the program with one line and exit status 2, a failure to serve or an LlmError with one line and status 1.
-`serve --reload` starts the server anew when the config or a .py file of the service or of lambdalm changes.
+`serve --reload` starts the server again when the config or a .py file of the service or of lambdalm changes. A server
+that is held by its parent ends with it (see `parent`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import click
 
-from lambdalm import config
+from lambdalm import config, parent
 from lambdalm.errors import LlmError
 from lambdalm.reload import Reloader
 
@@ -66,6 +67,7 @@ def service_cli(service: Service[T]) -> click.Group:
     """The command line of one service."""
 
     def serve(loaded: config.Loaded[T], reload: bool) -> None:
+        parent.end_with_it()
         if reload:
             file: Path = click.get_current_context().params["file"]
             watched = [file, service.file.parent, Path(__file__).parent]

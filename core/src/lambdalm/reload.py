@@ -1,8 +1,8 @@
-"""`serve --reload`: the server as a child process, which is started anew when a file changes. For developing.
+"""`serve --reload`: the server as a child process, which is started again when a file changes. For developing.
 
 A fork would keep the modules and the config of its parent, so that the child is a process of its own: the same command
 without `--reload`. It has a process group of its own, too, so that Ctrl-C reaches it once, through here. Signals are
-passed on, and this process ends when its child has ended; only SIGKILL can leave a child behind.
+passed on, and this process ends when its child has ended; after SIGKILL the child ends by itself (see `parent`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+
+from lambdalm import parent
 
 _LOOK_SECONDS = 0.2
 _PATIENCE = 60.0  # seconds for a child to stop; more than a server's grace
@@ -36,9 +38,9 @@ class Reloader:
         with self._listening():
             while True:
                 stamps = self._stamps()
-                child = subprocess.Popen(_command(), process_group=0)  # noqa: S603  # our own command
-                changed = self._wait_for_change(child, stamps)
-                self._stop(child)
+                with _child() as child:
+                    changed = self._wait_for_change(child, stamps)
+                    self._stop(child)
                 if self._asked is not None:
                     return max(child.returncode, 0)
                 self._tell(f"{', '.join(sorted(path.name for path in changed))} changed: starting anew")
@@ -94,6 +96,8 @@ class Reloader:
                 signal.signal(number, handler)
 
 
-def _command() -> list[str]:
-    """This program as it was called, without `--reload`."""
-    return [sys.executable, *(argument for argument in sys.orig_argv[1:] if argument != "--reload")]
+def _child() -> subprocess.Popen[bytes]:
+    """This program as it was called, without `--reload`; held by this process."""
+    command = [sys.executable, *(argument for argument in sys.orig_argv[1:] if argument != "--reload")]
+    environ = {**os.environ, **parent.HELD}
+    return subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, process_group=0)  # noqa: S603  # our own command

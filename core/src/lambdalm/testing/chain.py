@@ -2,7 +2,7 @@
 
 Each hop is its own command (`python -m backend_lambda serve`, …) with its own environment, as it would be on a machine
 of its own. `PORT` and `HOST` are taken out of the environment: some runners and shells set them, and only the gRPC
-proxy would listen to them.
+proxy would listen to them. When the process that runs the chain is killed, its hops end, too (see `lambdalm.parent`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from lambdalm import parent
 
 Line = Callable[[str, str], None]
 """Takes a hop's name and one line of its log."""
@@ -100,8 +102,8 @@ class Hop:
         # A session of its own: Ctrl-C is for whoever runs the chain, who then stops the hops in order.
         self.process = subprocess.Popen(
             [*how.under, sys.executable, "-m", MODULES[_kind(name)], "serve", *how.options],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
+            env={**environ, **parent.HELD},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -138,8 +140,9 @@ class Hop:
             os.killpg(self.process.pid, signal.SIGCONT)
 
     def _read(self) -> None:
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with self.process.stdout as lines:
+        with self.process.stdin, self.process.stdout as lines:
             for raw in lines:
                 line = raw.decode(errors="replace").rstrip()
                 self.tail = [*self.tail[-19:], line]
