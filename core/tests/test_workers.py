@@ -1,4 +1,4 @@
-"""Several workers on one port, as processes: they share it, they are started anew, and they end together."""
+"""Several workers on one port, as processes: they share it, they are replaced, and they end together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
 
-from grpc_proxy import ports
-from grpc_proxy.workers import Deaths
+from lambdalm import ports
 from lambdalm.listen import Listen
 from lambdalm.testing.chain import free_ports
+from lambdalm.workers import Deaths, Pulse
 
-from .conftest import WAIT
+WAIT = 45  # seconds until a test that waits has failed
 
 PROGRAM = Path(__file__).with_name("worker_program.py")
 
@@ -40,9 +39,10 @@ class Program:
 
     def ask(self) -> int:
         """The id of the process that answers a new connection."""
-        target, own = f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(target, own) as channel:
-            return int(channel.unary_unary("/Test/pid", None, None)(b"", timeout=WAIT, wait_for_ready=True))
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), WAIT) as sock:
+                if answer := sock.recv(64):
+                    return int(answer)
 
     def until_two_answer(self) -> set[int]:
         """Asks until two processes have answered; which they are."""
@@ -94,7 +94,7 @@ def test_ctrl_c_which_reaches_all_of_them_ends_all_of_them_too() -> None:
         assert program.process.wait(WAIT) == 0
 
 
-def test_a_worker_that_is_killed_is_started_anew_while_the_port_keeps_answering() -> None:
+def test_killed_worker_is_replaced_while_the_port_keeps_answering() -> None:
     with running(2) as program:
         before = program.until_two_answer()
         psutil.Process(before.pop()).kill()
@@ -105,8 +105,29 @@ def test_a_worker_that_is_killed_is_started_anew_while_the_port_keeps_answering(
         assert now == {child.pid for child in program.children()}
         status, said = program.end()
     assert status == 0
-    assert "a worker has ended: it is started anew" in said
+    assert "worker_ended" in said
     assert len(re.findall(r"^worker \d pid", said, re.MULTILINE)) == 3
+
+
+def test_hung_worker_is_killed_and_replaced() -> None:
+    with running(2) as program:
+        hung = program.until_two_answer().pop()
+        os.kill(hung, signal.SIGSTOP)
+        psutil.Process(hung).wait(WAIT)
+        while hung in program.until_two_answer():
+            pass
+        status, said = program.end()
+    assert status == 0
+    assert said.count("worker_hung") == 1
+    assert f"pid={hung}" in said
+
+
+def test_stopping_waits_for_no_hung_worker() -> None:
+    with running(2) as program:
+        os.kill(program.until_two_answer().pop(), signal.SIGSTOP)
+        status, said = program.end()
+    assert status == 1
+    assert "did not stop as it should: its status is -9" in said
 
 
 def test_workers_stop_when_their_parent_is_killed() -> None:
@@ -193,3 +214,12 @@ def test_pauses_grow_while_workers_die_young_and_one_that_lived_is_started_at_on
     assert deaths.pause(60) == 0
     assert deaths.pause(1) == pytest.approx(0.1)
     assert [deaths.pause(1) for _ in range(4)][-1] is None
+
+
+def test_worker_hangs_when_it_has_beaten_and_stays_silent() -> None:
+    pulse = Pulse(2)
+    assert not any(pulse.hangs() for _ in range(100)), "it loads"
+    pulse.beat()
+    assert [pulse.hangs() for _ in range(3)] == [False, False, True]
+    pulse.beat()
+    assert not pulse.hangs()

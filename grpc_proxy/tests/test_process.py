@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -23,6 +28,15 @@ NOWHERE = "http://127.0.0.1:1/query"
 def grpc_proxy(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "grpc_proxy", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Returns when it holds; what another process has logged sends no event."""
+    deadline = time.monotonic() + WAIT
+    tick = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        tick.wait(0.01)
 
 
 def test_reflection_lists_the_services() -> None:
@@ -44,6 +58,19 @@ def test_a_second_server_on_the_same_port_refuses_to_start_with_a_line_that_name
     assert ran.returncode == 1
     assert f"error: cannot listen on 127.0.0.1:{chain.ports.proxy}: is another server running there?" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_hung_worker_is_replaced(tmp_path: Path) -> None:
+    several = {"GRPC_WORKERS": "2", "STORE_SQLITE_PATH": str(tmp_path / "store.sqlite"), "GRPC_GRACE": "0"}
+    with proxy_process(NOWHERE, **several) as chain:
+        family = psutil.Process(chain.hops["proxy"].process.pid)
+        hung = family.children()[0]
+        until(lambda: sum("ready" in line for line in chain.hops["proxy"].tail) == 2)
+        hung.suspend()
+        hung.wait(WAIT)
+        until(lambda: sum("ready" in line for line in chain.hops["proxy"].tail) == 3)
+        assert any("worker_hung" in line for line in chain.hops["proxy"].tail)
+        assert hung.pid not in {child.pid for child in family.children()}
 
 
 async def test_on_sigterm_it_is_not_serving_and_a_running_stream_is_finished() -> None:

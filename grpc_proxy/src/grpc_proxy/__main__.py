@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 import uvloop
 
-from grpc_proxy import key_commands, metrics, server, tls, workers
+from grpc_proxy import key_commands, metrics, server, tls
 from grpc_proxy.config import Config
 from grpc_proxy.door import HOP
 from grpc_proxy.keys import make_ring
 from grpc_proxy.store.base import Key
 from grpc_proxy.upstream import Upstream
 from grpc_proxy.wiring import make_proxy
-from lambdalm import logs, tracing
+from lambdalm import logs, tracing, workers
 from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.runtime import settle
@@ -33,12 +33,12 @@ def serve(config: Config) -> None:
         _check_files(config)
     shared = [config.listen, *([config.bridge.http, config.bridge.https] if config.bridge.enabled else [])]
     with metrics.shared(config.workers) as ended:
-        workers.run(config.workers, shared, lambda number: _serve(config), ended)
+        workers.run(config.workers, shared, lambda worker: _serve(config, worker), ended)
 
 
-def _serve(config: Config) -> None:
+def _serve(config: Config, worker: workers.Worker) -> None:
     tracing.start(HOP)
-    uvloop.run(server.serve(config))
+    uvloop.run(server.serve(config, worker.beat))
 
 
 def _check_files(config: Config) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 from aiohttp import http_exceptions, web
 
-from grpc_proxy import ports
+from lambdalm import ports
 from lambdalm.listen import Listen
 
 _PATIENCE = 10.0  # seconds: for a TLS handshake, for a request to be there, and between two of a connection

@@ -51,9 +51,11 @@ def session() -> aiohttp.ClientSession:
     )
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM; then not ready, after `drain_pause` no new calls, and up to `grace` seconds for those in
     progress. What is left then ends with an error that says so. SIGINT (Ctrl-C) does not wait, also after SIGTERM.
+
+    `ready` is called when it serves.
 
     Raises OSError when an address cannot be had, LlmError when the store or a file that the config names cannot.
     """
@@ -77,6 +79,7 @@ async def serve(config: Config) -> None:
             await stack.enter_async_context(certificate.followed())
         await stack.enter_async_context(proxy.health.watched())
         await server.start()
+        ready()
         _log.info("ready", listen=f"{config.listen.host}:{port}", tls=config.tls.enabled, health=bridges)
         await stopping.wait()
         await _stop(proxy, server, config.limits, at_once)
