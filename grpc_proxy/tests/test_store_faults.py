@@ -17,7 +17,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from grpc_proxy.store.base import Key, Record, Store
-from grpc_proxy.store.guard import Guarded
+from grpc_proxy.store.guard import Guarded, ended_in
 from grpc_proxy.store.redis import Redis
 from grpc_proxy.store.sqlite import Sqlite
 from grpc_proxy.store.table import DynamoDbConfig, RedisConfig, StoreConfig, make_store
@@ -186,6 +186,31 @@ async def test_a_probe_whose_caller_left_does_not_bar_the_next(
     server.resume()
     stopwatch.now += 1
     assert await guarded.get(A) == record(clock)
+
+
+class Leaping:
+    """A clock by which the process was stopped for a minute between any two looks at it."""
+
+    looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.looks * 60.0
+
+
+async def test_time_in_which_the_process_was_stopped_counts_for_little() -> None:
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task, clock = asyncio.create_task(_awaited(answer)), Leaping()
+    assert not await ended_in(task, 0.7, clock)
+    assert clock.looks == 2 * 4, "each time of 60 s counts for 0.2 s"
+    assert not task.done()
+    waiting = asyncio.create_task(ended_in(task, 3600, Leaping()))
+    answer.set_result(None)
+    assert await waiting
+
+
+async def _awaited(future: asyncio.Future[None]) -> None:
+    await future
 
 
 async def test_a_refusal_that_is_no_fault_of_the_store_does_not_take_it_down(

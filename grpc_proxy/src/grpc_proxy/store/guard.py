@@ -5,6 +5,9 @@ have waited long enough, and the store still finishes its work in order. A call 
 long, means that the store is down. From then on calls fail at once, but for one in `retry_seconds`, which goes through
 to see; the first that succeeds ends it. A probe that hangs or whose caller leaves costs nothing: the next one is due
 `retry_seconds` later in any case.
+
+The limit of a call is in seconds in which this process's event loop ran: a process that was stopped or starved could
+not have read the store's answer, which may have been there all the time.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ from lambdalm.errors import Code, LlmError
 
 T = TypeVar("T")
 
+_TICK_SECONDS = 0.1
+_MOST_SECONDS = 2 * _TICK_SECONDS  # that a tick counts for: what it took longer, the loop did not run
+
 _log = logs.get(__name__)
 
 
 class Guarded:
-    """A Store around a Store. `seconds` is what one call may take; `monotonic` is a clock in seconds."""
+    """A Store around a Store. `seconds` is what one call may take; `monotonic` is a clock for probes, in seconds."""
 
     def __init__(
         self,
@@ -83,8 +89,7 @@ class Guarded:
         task = asyncio.create_task(operation(*arguments))
         self._running.add(task)
         task.add_done_callback(self._ended)
-        done, _ = await asyncio.wait({task}, timeout=self._seconds)  # which leaves the task alone, come what may
-        if not done:
+        if not await ended_in(task, self._seconds):
             raise self._failed(f"the store ({self.name}) did not answer in {self._seconds:g} s")
         error = task.exception()
         if isinstance(error, LlmError) and error.code is Code.UNAVAILABLE:
@@ -121,3 +126,14 @@ class Guarded:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # asyncio complains of a failure that nobody has looked at
+
+
+async def ended_in(task: asyncio.Task[Any], seconds: float, monotonic: Callable[[], float] = time.monotonic) -> bool:
+    """Whether the task ends in so many seconds in which this loop runs; the task is left alone in any case."""
+    while seconds > 0:
+        before = monotonic()
+        done, _ = await asyncio.wait({task}, timeout=min(seconds, _TICK_SECONDS))
+        if done:
+            return True
+        seconds -= min(monotonic() - before, _MOST_SECONDS)
+    return False

@@ -23,6 +23,8 @@ Clock = Callable[[], float]
 
 _REDIS_URL = r"^(rediss?://[^@\s?#/]+(/\d+)?|unix:///[^@\s?#]+)$"
 
+_REDIS_PATIENCE = 5
+
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -97,7 +99,8 @@ def _redis(config: StoreConfig, clock: Clock) -> Store:
     from grpc_proxy.store.redis import Redis
 
     password = read_secret("store.redis.password", config.redis.password, config.redis.password_file)
-    return Redis(config.redis, password, config.operation_seconds, clock)
+    # Its client counts wall-clock time; it is there for connections that are dead, and Guarded limits the calls.
+    return Redis(config.redis, password, _REDIS_PATIENCE * config.operation_seconds, clock)
 
 
 def _dynamodb(config: StoreConfig, clock: Clock) -> Store:
