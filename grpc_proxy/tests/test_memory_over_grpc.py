@@ -395,6 +395,51 @@ async def test_what_is_left_when_its_caller_goes_may_be_finished_and_kept(chat: 
     assert (turn.state, turn.text) == (pb.TURN_STATE_COMPLETE, TEXT)
 
 
+async def _left(chat: Chat, who: str) -> str:
+    """The id of a session in which an answer goes on, as its caller had wished before they left."""
+    call = chat.call("GenerateStream", pb.LLMRequest(prompt="Long?", on_disconnect=pb.ON_DISCONNECT_DRAIN), who)
+    session_id: str = (await call.read()).started.session_id
+    chat.jars[who].keep(await call.initial_metadata())
+    call.cancel()
+    while chat.proxy.door._running:  # noqa: ASYNC110  # it has no event
+        await asyncio.sleep(0)
+    return session_id
+
+
+@talk(limits={"max_in_flight": 1})
+async def test_caller_who_is_there_takes_a_detached_runs_place(chat: Chat) -> None:
+    chat.backend.play, stopped = held(OK_SSE + BEGUN)
+    session_id = await _left(chat, ME)
+    assert not stopped.is_set()
+    chat.backend.play = whole
+    assert (await chat.ask("Who?", STRANGER)).text == TEXT
+    await soon(stopped)
+    await chat.proxy.service.finish(WAIT)
+    (turn,) = await chat.turns(session_id)
+    assert (turn.state, turn.text) == (pb.TURN_STATE_FAILED, "Par")
+
+
+@talk(upstream={"max_in_flight": 1})
+async def test_caller_who_would_wait_takes_a_detached_runs_place(chat: Chat) -> None:
+    chat.backend.play, stopped = held(OK_SSE + BEGUN)
+    session_id = await _left(chat, ME)
+    chat.backend.play = whole
+    assert (await chat.ask("Who?", STRANGER)).text == TEXT
+    assert stopped.is_set()
+    await chat.proxy.service.finish(WAIT)
+    assert [turn.state for turn in await chat.turns(session_id)] == [pb.TURN_STATE_FAILED]
+
+
+@talk(limits={"max_detached_per_owner": 0})
+async def test_answer_above_an_owners_limit_stops_with_its_caller(chat: Chat) -> None:
+    chat.backend.play, stopped = held(OK_SSE + BEGUN)
+    session_id = await _left(chat, ME)
+    await soon(stopped)
+    await chat.proxy.service.finish(WAIT)
+    (turn,) = await chat.turns(session_id)
+    assert (turn.state, turn.text) == (pb.TURN_STATE_CANCELLED, "Par")
+
+
 async def test_what_is_not_to_be_drained_stops(chat: Chat) -> None:
     chat.backend.play, left = held(OK_SSE + BEGUN)
     call = chat.call("GenerateStream", pb.LLMRequest(prompt="Long?", on_disconnect=pb.ON_DISCONNECT_CANCEL))

@@ -15,6 +15,7 @@ import pytest
 
 from grpc_proxy import routing, server
 from grpc_proxy.config import Config
+from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.routing import Target
@@ -127,7 +128,7 @@ async def pooled(
     async with server.session() as http:
         configs = config.each_upstream()
         members = {name: Upstream(http, one, heartbeat) for name, one in configs.items()}
-        yield Pool(members, configs, config.routing, heartbeat, Watcher())
+        yield Pool(members, configs, config.routing, heartbeat, Watcher(), DetachedRuns(4))
 
 
 @contextlib.asynccontextmanager

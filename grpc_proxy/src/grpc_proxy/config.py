@@ -80,6 +80,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one server takes on."""
 
     max_in_flight: Count = 4096
+    max_detached_per_owner: Annotated[int, Meta(ge=0)] = 4
     max_message_bytes: Count = 4 * 1024 * 1024
     default_timeout: Seconds = 120
     max_timeout: Seconds = 900

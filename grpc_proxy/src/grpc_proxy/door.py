@@ -13,6 +13,7 @@ import grpc
 
 from grpc_proxy.callers import Caller, Callers
 from grpc_proxy.config import LimitsConfig
+from grpc_proxy.detached import DetachedRuns, cut_off
 from grpc_proxy.exchange import Exchange
 from grpc_proxy.metrics import Metrics
 from lambdalm import call as calls
@@ -74,10 +75,13 @@ class Asked:
 class Door:
     """One per process, used in one event loop."""
 
-    def __init__(self, limits: LimitsConfig, prompt_chars: int, callers: Callers, metrics: Metrics) -> None:
+    def __init__(
+        self, limits: LimitsConfig, prompt_chars: int, callers: Callers, detached: DetachedRuns, metrics: Metrics
+    ) -> None:
         self._limits = limits
         self._prompt_chars = prompt_chars
         self._callers = callers
+        self._detached = detached
         self._metrics = metrics
         self._running: dict[Asked, asyncio.Timeout] = {}
         self._stopped = False
@@ -106,6 +110,8 @@ class Door:
             self._check_room()
             asked.call.check()
             asked.caller = self._callers.identify(metadata)
+            if len(self._running) + len(self._detached) >= self._limits.max_in_flight:
+                self._detached.make_room()
             async with self._while_there_is_time(asked):
                 yield asked
             context.set_trailing_metadata(asked.trailing())
@@ -148,12 +154,6 @@ class Door:
             raise asked.call.out_of_time() from None
         finally:
             self._running.pop(asked, None)
-
-
-def cut_off() -> LlmError:
-    """The error of a call that the server could not wait for any longer when it had to stop."""
-    why = "the server is shutting down, and this call took longer than it could wait"
-    return LlmError(Code.UNAVAILABLE, why, retry_after=1)
 
 
 def _call(metadata: Mapping[str, str], left: float | None, limits: LimitsConfig, clock: HopClock) -> Call:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from grpc_proxy import routing
 from grpc_proxy.attempt import Attempt, Choice, Watcher
 from grpc_proxy.config import UpstreamConfig
+from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
 from grpc_proxy.line import Line, Waiter, jittered, now
 from grpc_proxy.member import Member, make_target
@@ -60,12 +61,14 @@ class Pool:
         routing_config: RoutingConfig,
         heartbeat_seconds: float,
         watcher: Watcher,
+        detached: DetachedRuns,
     ) -> None:
         self.members = {
             name: Member(upstream, make_target(name, configs[name], routing_config))
             for name, upstream in upstreams.items()
         }
         self.watcher = watcher
+        self._detached = detached
         self._config = routing_config
         self._heartbeat = heartbeat_seconds
         self._budget = RetryBudget(routing_config.retries)
@@ -176,6 +179,8 @@ class Pool:
         """Heartbeats until the waiter has its turn; its deadline is its caller's to keep. Raises LlmError."""
         call.clock.queue_starts()
         started, taken = now(), False
+        if not waiter.given.done() and not self._detached.is_detached(call):
+            self._detached.make_room({target.name for target in waiter.targets})
         try:
             while not (await asyncio.wait({waiter.given}, timeout=self._heartbeat))[0]:
                 yield [Heartbeat()]

@@ -12,8 +12,8 @@ import msgspec
 from grpc_proxy.answering import Answering
 from grpc_proxy.chain import Hop, first_broken
 from grpc_proxy.config import StreamConfig
+from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.door import HOP, Asked, Context, Door
-from grpc_proxy.drain import Drains
 from grpc_proxy.exchange import Exchange
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Pool
@@ -39,6 +39,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         answering: Answering,
         sessions: Sessions,
         pool: Pool,
+        detached: DetachedRuns,
         look: Callable[[], Sequence[Hop]],
         metrics: Metrics,
     ) -> None:
@@ -50,7 +51,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         self._pool = pool
         self._look = look
         self._metrics = metrics
-        self._drains = Drains()
+        self._detached = detached
 
     async def generateText(self, request: pb.LlmQueryRequest, context: Context) -> pb.LlmQueryResponse:  # noqa: N802
         async with self._door.call("generateText", context) as asked:
@@ -126,13 +127,13 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     async def finish(self, seconds: float) -> None:
         """Let what callers have left behind come to its end, for at most so long."""
-        await self._drains.finish(seconds)
+        await self._detached.finish(seconds)
         await self._answering.finish()
 
     def _batches(self, exchange: Exchange) -> Batches:
         """The answer with this hop's time in its end; what is to be drained, made apart from its caller."""
         batches = self._observed(exchange)
-        return self._drains.through(batches, exchange.call) if exchange.request.on_disconnect == "drain" else batches
+        return self._detached.relay(batches, exchange) if exchange.request.on_disconnect == "drain" else batches
 
     async def _observed(self, exchange: Exchange) -> Batches:
         clock = exchange.call.clock

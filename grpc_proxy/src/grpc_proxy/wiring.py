@@ -14,6 +14,7 @@ from grpc_proxy import alb, chain, handlers
 from grpc_proxy.answering import Answering
 from grpc_proxy.callers import Callers
 from grpc_proxy.config import Config
+from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.door import Door
 from grpc_proxy.health import Health
 from grpc_proxy.keys import make_ring
@@ -66,18 +67,19 @@ async def make_proxy(config: Config, http: aiohttp.ClientSession) -> Proxy:
     metrics = Metrics(config.sessions.seconds)
     configs = config.each_upstream()
     upstreams = {name: Upstream(http, one, config.stream.heartbeat_seconds, name) for name, one in configs.items()}
-    pool = Pool(upstreams, configs, config.routing, config.stream.heartbeat_seconds, metrics)
+    detached = DetachedRuns(config.limits.max_detached_per_owner)
+    pool = Pool(upstreams, configs, config.routing, config.stream.heartbeat_seconds, metrics, detached)
     looks = {name: one.check_seconds for name, one in configs.items()}
     health = Health(pool, looks, lambda: metrics.looked(pool, store.trouble is None))
     callers = Callers(config.sticky, ring, config.sessions.seconds)
     sessions = Sessions(store, config.sessions)
     quotas = Quotas(store, config.quotas)
     answering = Answering(pool, callers, sessions, quotas, metrics)
-    door = Door(config.limits, config.log.prompt_chars, callers, metrics)
+    door = Door(config.limits, config.log.prompt_chars, callers, detached, metrics)
 
     def look() -> Sequence[chain.Hop]:
         return chain.hops(pool, store.name, store.trouble, health.stopping)
 
-    service = LlmService(config.stream, door, answering, sessions, pool, look, metrics)
+    service = LlmService(config.stream, door, answering, sessions, pool, detached, look, metrics)
     await store.open()
     return Proxy(service, door, pool, health, metrics, quotas, store)
