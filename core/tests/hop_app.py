@@ -95,16 +95,16 @@ def make_hop(lifecycle: Lifecycle, limits: Limits) -> HttpHop:
     def bug() -> flask.Response:
         raise ZeroDivisionError("the secret of the house")
 
-    @hop.app.get("/ends/<id>")
-    async def end(id: str) -> str:
+    @hop.app.get("/ends")
+    async def end() -> str:
         """Wait for the end of another request's stream."""
-        return await ends.wait(id)
+        return await ends.wait(flask.request.args["id"])
 
     @hop.app.get("/draining")
     def draining() -> str:
         return str(lifecycle.draining.is_set())
 
-    hop.open_paths |= {"/things", "/draining"}
+    hop.open_paths |= {"/things", "/draining", "/ends"}
     return hop
 
 

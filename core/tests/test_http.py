@@ -440,7 +440,7 @@ def test_a_body_that_breaks_off_is_no_request(hop: Hop) -> None:
 
 def ends(hop: Hop, id: str) -> str:
     """How the stream of the request `id` has ended; waits for it."""
-    return hop.get(f"/ends/{id}").text
+    return hop.get(f"/ends?id={id}").text
 
 
 @pytest.mark.parametrize("model", ["stall", "slow", "flood"])

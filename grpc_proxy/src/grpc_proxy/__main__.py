@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 import uvloop
 
-from grpc_proxy import key_commands, metrics, server, tls
+from grpc_proxy import key_commands, server, tls
 from grpc_proxy.config import Config
 from grpc_proxy.door import HOP
 from grpc_proxy.keys import make_ring
 from grpc_proxy.store.base import Key
 from grpc_proxy.upstream import Upstream
 from grpc_proxy.wiring import make_proxy
-from lambdalm import logs, tracing, workers
+from lambdalm import logs, prometheus, tracing, workers
 from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
 from lambdalm.runtime import settle
@@ -32,7 +32,7 @@ def serve(config: Config) -> None:
     if config.workers > 1:
         _check_files(config)
     shared = [config.listen, *([config.bridge.http, config.bridge.https] if config.bridge.enabled else [])]
-    with metrics.shared(config.workers) as ended:
+    with prometheus.shared(config.workers) as ended:
         workers.run(config.workers, shared, lambda worker: _serve(config, worker), ended)
 
 

@@ -3,32 +3,26 @@
 Names are those of seed 001 where it has one. No label has values that a caller can make up: methods, codes, upstreams
 and reasons are few, and a model counts as `other` unless some upstream lists it.
 
-With several workers each process counts for itself in files that `prometheus_client` shares (its multiprocess mode, on
-where PROMETHEUS_MULTIPROC_DIR is set); whoever is asked then answers for all. `GetStats` speaks of one process.
+With several workers `/metrics` speaks of all (`lambdalm.prometheus`), `GetStats` of one process.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import time
 from collections import Counter as Counts
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from grpc_proxy.pool import Pool
+from lambdalm import prometheus
 from lambdalm.errors import Code
 from lambdalm.events import Tokens
+from lambdalm.prometheus import gauge
 
 _SECONDS = [0.01 * 2**power for power in range(14)]  # 10 ms to 82 s, as OpenTelemetry's GenAI conventions have them
 _FIRST = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30]
 _GAPS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5]
-_SHARED = "PROMETHEUS_MULTIPROC_DIR"
 _MOST_SESSIONS = 100_000  # that are counted
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
@@ -73,14 +67,14 @@ class Metrics:
         self._turns = Counter("llm_service_turns", "Turns of sessions, by how they ended", ["state"], registry=registry)
         self._sessions = Counter("llm_service_sessions", "Sessions made", registry=registry)
         self._refusals = Counter("llm_service_refusals", "Calls refused, by why", ["reason"], registry=registry)
-        self._in_progress = _gauge("llm_service_calls_in_progress", "Calls now", [], registry, "livesum")
-        self._in_flight = _gauge("llm_service_upstream_in_flight", "Requests now", ["upstream"], registry, "livesum")
-        self._up = _gauge("llm_service_upstream_up", "1 while it is healthy", ["upstream"], registry, "livemin")
-        self._breaker = _gauge(
+        self._in_progress = gauge("llm_service_calls_in_progress", "Calls now", [], registry, "livesum")
+        self._in_flight = gauge("llm_service_upstream_in_flight", "Requests now", ["upstream"], registry, "livesum")
+        self._up = gauge("llm_service_upstream_up", "1 while it is healthy", ["upstream"], registry, "livemin")
+        self._breaker = gauge(
             "llm_service_breaker_state", "0 closed, 1 half-open, 2 open", ["upstream"], registry, "livemax"
         )
-        self._active_sessions = _gauge("llm_service_sessions_active", "Sessions in use", [], registry, "livesum")
-        self._store_up = _gauge("llm_service_store_up", "1 while the store answers", [], registry, "livemin")
+        self._active_sessions = gauge("llm_service_sessions_active", "Sessions in use", [], registry, "livesum")
+        self._store_up = gauge("llm_service_store_up", "1 while the store answers", [], registry, "livemin")
 
     def began(self) -> None:
         """A call has come."""
@@ -158,23 +152,4 @@ class Metrics:
 
     def exposition(self) -> tuple[str, bytes]:
         """Content type and body of `/metrics`."""
-        registry = self._registry
-        if _SHARED in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return CONTENT_TYPE_LATEST, generate_latest(registry)
-
-
-@contextlib.contextmanager
-def shared(workers: int) -> Iterator[Callable[[int], None]]:
-    """Around the processes that count together; gives what is to be told the process id of each that has ended."""
-    if workers == 1 or _SHARED in os.environ:
-        yield lambda pid: None
-        return
-    with tempfile.TemporaryDirectory(prefix="grpc-proxy-metrics-", ignore_cleanup_errors=True) as folder:
-        os.environ[_SHARED] = folder
-        yield partial(mark_process_dead, path=folder)
-
-
-def _gauge(name: str, about: str, labels: list[str], registry: CollectorRegistry, mode: str) -> Gauge:
-    return Gauge(name, about, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+        return prometheus.exposition(self._registry)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from lambdalm import prometheus
 
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900]
 _LAG_WINDOWS = 10  # of a second each
@@ -27,12 +29,10 @@ class HttpMetrics:
             registry=registry,
         )
         self._refusals = Counter("lambdalm_http_refusals", "Refused before the app ran", ["reason"], registry=registry)
-        self.connections = Gauge("lambdalm_http_connections", "Open connections", registry=registry)
-        self.in_flight = Gauge("lambdalm_http_in_flight", "Calls in progress", registry=registry)
-        self._lag = Gauge(
-            "lambdalm_loop_lag_seconds", "Longest standstill of the event loop in the last 10 s", registry=registry
-        )
-        self._lag.set_function(lambda: max(self._lags, default=0.0))
+        self._connections = prometheus.gauge("lambdalm_http_connections", "Open connections", [], registry, "livesum")
+        self._in_flight = prometheus.gauge("lambdalm_http_in_flight", "Calls in progress", [], registry, "livesum")
+        about = "Longest standstill of the event loop in the last 10 s"
+        self._lag = prometheus.gauge("lambdalm_loop_lag_seconds", about, [], registry, "livemax")
         self._lags: deque[float] = deque([0.0], maxlen=_LAG_WINDOWS)
         self._lag_window = -math.inf
 
@@ -45,13 +45,20 @@ class HttpMetrics:
         """A request or connection was refused before the app saw it."""
         self._refusals.labels(reason).inc()
 
+    def now(self, connections: int, in_flight: int) -> None:
+        """What is now, rather than what has happened."""
+        self._connections.set(connections)
+        self._in_flight.set(in_flight)
+
     def lagged(self, seconds: float, now: float) -> None:
         """The loop ran a timer so many seconds late; `now` is the loop's time."""
         if now >= self._lag_window + 1:
             self._lag_window = now
             self._lags.append(0.0)
-        self._lags[-1] = max(self._lags[-1], seconds)
+        if seconds > self._lags[-1]:
+            self._lags[-1] = seconds
+        self._lag.set(max(self._lags))
 
     def exposition(self) -> tuple[str, bytes]:
         """Content type and body of `/metrics`."""
-        return CONTENT_TYPE_LATEST, generate_latest(self.registry)
+        return prometheus.exposition(self.registry)

@@ -20,7 +20,7 @@ from functools import partial
 import uvicorn
 import uvloop
 
-from lambdalm import logs
+from lambdalm import logs, prometheus
 from lambdalm.descriptors import raise_limit
 from lambdalm.http.admission import Lifecycle
 from lambdalm.http.app import HttpHop
@@ -29,6 +29,8 @@ from lambdalm.http.hosts import allow_list
 from lambdalm.http.limits import Limits
 from lambdalm.listen import Listen
 from lambdalm.runtime import settle
+from lambdalm.workers import Worker
+from lambdalm.workers import run as run_workers
 
 _BACKLOG = 2048
 _SPARE_DESCRIPTORS = 128  # for files, the store, the next hop
@@ -44,18 +46,25 @@ OpenHop = Callable[[Lifecycle], AbstractAsyncContextManager[HttpHop]]
 _log = logs.get(__name__)
 
 
-def serve(open_hop: OpenHop, listen: Listen, limits: Limits, reuse_port: bool = False) -> None:
-    """Serve until SIGTERM or Ctrl-C; raises OSError when the address cannot be had, and what opening the hop raises."""
-    descriptors = raise_limit()
-    sock = _listener(listen, limits, reuse_port)
-    host, port = sock.getsockname()[:2]
-    _log.info("listening", address=f"{host}:{port}")
-    most = min(limits.max_connections, max(1, descriptors - _SPARE_DESCRIPTORS))
-    with contextlib.closing(sock):
-        uvloop.run(_serve(open_hop, sock, listen, limits, most))
+def serve(open_hop: OpenHop, listen: Listen, limits: Limits, workers: int = 1) -> None:
+    """Serve until SIGTERM or Ctrl-C, with several `workers` in processes of their own that share the port.
+
+    Raises OSError when the address cannot be had, LlmError when workers keep dying, and what opening the hop raises.
+    """
+
+    def work(worker: Worker) -> None:
+        descriptors = raise_limit()
+        most = min(limits.max_connections, max(1, descriptors - _SPARE_DESCRIPTORS))
+        with contextlib.closing(_listener(listen, workers > 1)) as sock:
+            host, port = sock.getsockname()[:2]
+            _log.info("listening", address=f"{host}:{port}")
+            uvloop.run(_serve(open_hop, sock, listen, limits, most, worker))
+
+    with prometheus.shared(workers) as ended:
+        run_workers(workers, [listen], work, ended)
 
 
-def _listener(listen: Listen, limits: Limits, reuse_port: bool) -> socket.socket:
+def _listener(listen: Listen, reuse_port: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         sock = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG, reuse_port=reuse_port)
@@ -71,7 +80,9 @@ def _listener(listen: Listen, limits: Limits, reuse_port: bool) -> socket.socket
     return sock
 
 
-async def _serve(open_hop: OpenHop, sock: socket.socket, listen: Listen, limits: Limits, most: int) -> None:
+async def _serve(
+    open_hop: OpenHop, sock: socket.socket, listen: Listen, limits: Limits, most: int, worker: Worker
+) -> None:
     stop = _Stop()
     lifecycle = Lifecycle(limits)
     opening = asyncio.ensure_future(_opened(open_hop, lifecycle))
@@ -82,6 +93,7 @@ async def _serve(open_hop: OpenHop, sock: socket.socket, listen: Listen, limits:
     stack, hop = opening.result()
     async with stack:
         shared = Shared(hop, allow_list(listen.host, limits.allowed_hosts), most)
+        worker.beat()
         await _Server(hop, shared, stop).serve(sockets=[sock])
 
 
@@ -164,8 +176,7 @@ class _Server(uvicorn.Server):
     def _sweep(self, now: float) -> None:
         for connection in list(self.server_state.connections):
             connection.overdue(now)  # type: ignore[union-attr]
-        self._shared.metrics.connections.set(len(self.server_state.connections))
-        self._shared.metrics.in_flight.set(len(self._shared.lifecycle.in_flight))
+        self._shared.metrics.now(len(self.server_state.connections), len(self._shared.lifecycle.in_flight))
 
     async def _drain(self) -> None:
         limits, lifecycle = self._shared.limits, self._shared.lifecycle
