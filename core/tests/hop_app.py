@@ -1,4 +1,4 @@
-"""A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS`, LIMITS as JSON.
+"""A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS [WORKERS]`, LIMITS as JSON.
 
 It answers `/query` with the scripted model, and tells the tests what else they need to know. When it is ready it
 prints its process's id.
@@ -100,11 +100,15 @@ def make_hop(lifecycle: Lifecycle, limits: Limits) -> HttpHop:
         """Wait for the end of another request's stream."""
         return await ends.wait(flask.request.args["id"])
 
+    @hop.app.get("/pid")
+    def pid() -> str:
+        return str(os.getpid())
+
     @hop.app.get("/draining")
     def draining() -> str:
         return str(lifecycle.draining.is_set())
 
-    hop.open_paths |= {"/things", "/draining", "/ends"}
+    hop.open_paths |= {"/things", "/draining", "/ends", "/pid"}
     return hop
 
 
@@ -126,4 +130,5 @@ def opener(
 if __name__ == "__main__":
     limits = msgspec.json.decode(sys.argv[2], type=Limits)
     logs.configure("hop", logs.LogConfig(format="json"))
-    serve(opener(limits), Listen("127.0.0.1", int(sys.argv[1])), limits)
+    workers = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    serve(opener(limits), Listen("127.0.0.1", int(sys.argv[1])), limits, workers)

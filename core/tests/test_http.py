@@ -26,7 +26,7 @@ SSE = "text/event-stream"
 def hop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
     """Small in all but the calls in flight."""
     log = tmp_path_factory.mktemp("hop") / "log"
-    limits = {"header_bytes": 2048, "body_bytes": 4096, "header_seconds": 0.5, "body_seconds": 0.5}
+    limits: dict[str, Any] = {"header_bytes": 2048, "body_bytes": 4096, "header_seconds": 0.5, "body_seconds": 0.5}
     with running(log, **limits) as started:
         yield started
 
@@ -35,7 +35,7 @@ def hop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
     """One call in flight, so 17 threads; patient with bodies, and with nothing else."""
     log = tmp_path_factory.mktemp("narrow") / "log"
-    limits = {"max_in_flight": 1, "header_seconds": 0.5, "body_seconds": 60, "write_seconds": 0.5}
+    limits: dict[str, Any] = {"max_in_flight": 1, "header_seconds": 0.5, "body_seconds": 60, "write_seconds": 0.5}
     with running(log, **limits, default_timeout=20, max_timeout=20) as started:
         yield started
 
