@@ -144,8 +144,6 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, piece: bytes) -> None:
         if self._reads_head:
-            if self._head_bytes == 0:
-                self._expect(self.shared.limits.header_seconds)
             self._head_bytes += len(piece)
         try:
             self.parser.feed_data(piece)
@@ -193,6 +191,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        if not self._is_busy:
+            self._expect(self.shared.limits.header_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers are no headers
@@ -296,12 +296,15 @@ class Connection(HttpToolsProtocol):
 
     def _next(self) -> None:
         assert self._current is not None
+        limits = self.shared.limits
         if self._current.closes or self._deaf:
             self._close()
-        elif self.pipeline:
+            return
+        if self.pipeline:
             self._begin(self.pipeline.pop()[0])  # type: ignore[arg-type]
         else:
-            self._expect(self.shared.limits.idle_seconds)
+            self._expect(limits.header_seconds if self._in_head else limits.idle_seconds)
+        if not self._is_busy:
             ahead = bytes(self._ahead)
             self._ahead.clear()
             self._feed(ahead)

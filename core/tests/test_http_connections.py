@@ -1,0 +1,49 @@
+"""What one connection may do to its server, in all the ways that HTTP/1.1 has and in some that it has not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from .hop import Connection, Hop, query_bytes, request_bytes, running
+
+ASK = {"prompt": "hello"}
+LOCAL = {"Host": "localhost"}
+LAST = {"Host": "localhost", "Connection": "close"}
+CHUNKED = {"Host": "localhost", "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+
+
+@pytest.fixture(scope="module")
+def hop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
+    """Patient with idle connections and with bodies, impatient with headers."""
+    log = tmp_path_factory.mktemp("connections") / "log"
+    with running(log, header_seconds=0.5, body_seconds=15, idle_seconds=60) as started:
+        yield started
+
+
+def answered(connection: Connection) -> bytes:
+    """All answers, up to that to a last request, which is sent now."""
+    connection.send(request_bytes("GET", "/things", LAST))
+    return connection.rest()
+
+
+# Requests sent ahead
+
+
+@pytest.mark.parametrize("length", [3000, 5000, 100_000])
+def test_a_body_sent_ahead_is_read_to_its_end(hop: Hop, length: int) -> None:
+    with hop.connect() as connection:
+        connection.send(query_bytes(ASK) + query_bytes({"prompt": "x" * length}))
+        received = answered(connection)
+    assert received.count(b"HTTP/1.1 200 ") == 3
+    assert b'"text":"%b"' % (b"x" * length) in received
+
+
+def test_headers_begun_ahead_have_their_deadline(hop: Hop) -> None:
+    with hop.connect() as connection:
+        connection.send(query_bytes(ASK) + b"GET /things HTTP/1.1\r\n")
+        received = connection.rest()
+    assert received.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 408 " in received
