@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 
 import pytest
+from psutil import Process
 
 from .hop import Connection, Hop, query_bytes, request_bytes, running
 
+MIB = 2**20
 ASK = {"prompt": "hello"}
 LOCAL = {"Host": "localhost"}
 LAST = {"Host": "localhost", "Connection": "close"}
@@ -47,3 +50,36 @@ def test_headers_begun_ahead_have_their_deadline(hop: Hop) -> None:
         received = connection.rest()
     assert received.count(b"HTTP/1.1 ") == 2
     assert b"HTTP/1.1 408 " in received
+
+
+# A hop that is full
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
+    """A hop whose only call is in flight."""
+    log = tmp_path_factory.mktemp("full") / "log"
+    with running(log, max_in_flight=1) as started, started.streaming({"prompt": "x", "model": "stall"}) as held:
+        held.next()
+        yield started
+
+
+def test_a_refused_head_request_has_no_body(full: Hop) -> None:
+    with full.connect() as connection:
+        connection.send(request_bytes("HEAD", "/query", LOCAL))
+        received = answered(connection)
+    refusal, _, rest = received.partition(b"\r\n\r\n")
+    assert refusal.startswith(b"HTTP/1.1 503 ")
+    assert rest.startswith(b"HTTP/1.1 200 ")
+
+
+def test_refusals_wait_for_their_reader(full: Hop) -> None:
+    """One who asks on and reads nothing holds the buffers of one connection, and is not read any further."""
+    rss = Process(full.pid).memory_info().rss
+    with full.connect(receive_buffer=4096) as connection:
+        connection.sock.settimeout(1)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.send(request_bytes("GET", "/refused", LOCAL) * 10_000)
+        assert full.get("/things").status_code == 200
+        assert Process(full.pid).memory_info().rss - rss < 16 * MIB

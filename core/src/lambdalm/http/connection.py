@@ -23,6 +23,7 @@ import math
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -275,16 +276,10 @@ class Connection(HttpToolsProtocol):
             if refusal is not None:
                 self.shared.metrics.refused("in flight")
                 complaints.log("refused", peer=self._peer, **refusal.for_log())
-                self._refuse(refusal, cycle)
+                reply = contract.failure(refusal, _request_id(cycle), cycle.clock)
+                self._start_asgi_task(cycle, partial(_answer, reply))
                 return
         self._start_asgi_task(cycle, self.app)
-
-    def _refuse(self, refusal: LlmError, cycle: Cycle) -> None:
-        """Answer at once, without the app."""
-        cycle.closes = not cycle.keep_alive or cycle.length > self.shared.limits.body_bytes
-        self._write(contract.failure(refusal, _request_id(cycle), cycle.clock), cycle.closes)
-        cycle.response_started = cycle.response_complete = True
-        self.loop.call_soon(self.on_response_complete)
 
     def on_response_complete(self) -> None:
         """The answer is written. The rest of its body is dropped as it comes; then it is the next request's turn."""
@@ -423,6 +418,14 @@ class _BodyOnly:
     def __init__(self, connection: Connection) -> None:
         self.on_body = connection.on_body
         self.on_message_complete = connection.on_message_complete
+
+
+async def _answer(reply: Reply, scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI app that has one answer. A refusal is one too: its reader must take it before the next is written."""
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in reply.headers.items()]
+    headers.append((b"content-length", b"%d" % len(reply.body)))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 def _request_id(cycle: Cycle) -> str:
