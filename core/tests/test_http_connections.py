@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from psutil import Process
+
+from lambdalm.events import Finished
 
 from .hop import Connection, Hop, query_bytes, request_bytes, running
 
@@ -83,3 +87,56 @@ def test_refusals_wait_for_their_reader(full: Hop) -> None:
                 connection.send(request_bytes("GET", "/refused", LOCAL) * 10_000)
         assert full.get("/things").status_code == 200
         assert Process(full.pid).memory_info().rss - rss < 16 * MIB
+
+
+# Many connections
+
+
+def stopped_with(stack: contextlib.ExitStack, hop: Hop, number: int) -> list[Connection]:
+    """So many connections that the server finds all at once."""
+    hop.process.send_signal(signal.SIGSTOP)
+    connections = [stack.enter_context(hop.connect()) for _ in range(number)]
+    hop.process.send_signal(signal.SIGCONT)
+    return connections
+
+
+def test_connections_are_capped_and_the_longest_idle_give_way(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "log", max_connections=20, header_seconds=60) as capped,
+        capped.streaming({"prompt": "x", "model": "slow", "max_tokens": 20}) as held,
+        contextlib.ExitStack() as stack,
+    ):
+        held.next()
+        connections = stopped_with(stack, capped, 100)
+        assert all(connection.rest() == b"" for connection in connections[:80])
+        assert len(Process(capped.pid).net_connections()) == 21  # and the listener
+        assert b"200 OK" in answered(connections[-1])
+        assert isinstance(held.rest()[-1], Finished)
+
+
+def test_bodies_that_fill_the_memory_give_way_to_new_ones(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "log", max_in_flight=1, body_bytes=50_000) as small,
+        contextlib.ExitStack() as stack,
+    ):
+        hoarders = [stack.enter_context(small.connect()) for _ in range(3)]
+        for hoarder in hoarders:
+            hoarder.send(query_bytes({"prompt": "x" * 40_000})[:-1])
+            assert small.get("/things").status_code == 200
+        assert small.query({"prompt": "x" * 40_000}).status_code == 200
+        for hoarder in hoarders[:2]:
+            refused = hoarder.answer()
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        hoarders[2].send(b"}")
+        assert hoarders[2].answer().status == 200
+
+
+def test_what_is_sent_ahead_is_held_within_the_memory_for_all(tmp_path: Path) -> None:
+    with running(tmp_path / "log", max_in_flight=1) as small, contextlib.ExitStack() as stack:
+        assert small.get("/things").status_code == 200
+        rss = Process(small.pid).memory_info().rss
+        for _ in range(40):
+            connection = stack.enter_context(small.connect())
+            connection.send(request_bytes("GET", "/ends?id=never", LOCAL) + b"GET / HTTP/1.1\r\nX: " + b"x" * MIB)
+        assert small.get("/things").status_code == 200
+        assert Process(small.pid).memory_info().rss - rss < 16 * MIB

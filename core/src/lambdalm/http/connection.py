@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from lambdalm import call as calls
-from lambdalm.errors import Code, LlmError
+from lambdalm.errors import FullError, LlmError
 from lambdalm.http import complaints, contract
 from lambdalm.http.app import HttpHop
 from lambdalm.http.contract import Reply
@@ -60,9 +60,16 @@ class Shared:
         """The connections that wait for their client, the one that has waited longest first."""
         self.no_connections = asyncio.Event()
         """Set when the last open connection has closed."""
-        self.buffered = 0
-        """Bytes of all bodies that are being collected."""
-        self.max_buffered = 2 * limits.max_in_flight * limits.body_bytes
+        self.held = 0
+        """Bytes held for all clients: of bodies that are not whole, and sent ahead."""
+        self.max_held = 2 * limits.max_in_flight * limits.body_bytes
+
+    def make_room(self) -> None:
+        """End the body that has been under way the longest."""
+        for connection in self.waiting:
+            if connection.holds:
+                connection.lose_body()
+                break
 
 
 class Connection(HttpToolsProtocol):
@@ -84,6 +91,7 @@ class Connection(HttpToolsProtocol):
         self.cycle: Cycle | None = None  # type: ignore[assignment]
         self._current: Cycle | None = None
         self._ahead = bytearray()  # sent ahead of the current answer, and not parsed yet
+        self._held = 0  # bytes that count as held for this client
         self._in_head = False
         self._head_bytes = 0
         self._deaf = False  # what else comes is dropped
@@ -98,16 +106,15 @@ class Connection(HttpToolsProtocol):
         self._expect(self.shared.limits.header_seconds)
         if len(self.connections) > self.shared.max_connections:
             self.shared.metrics.refused("connections")
-            next(iter(self.shared.waiting)).transport.abort()
+            self.shared.waiting.popitem(last=False)[0].transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
         if not self.connections:
             self.shared.no_connections.set()
         self.shared.waiting.pop(self, None)
-        self._release_body()
-        self._deaf = True
-        self.pipeline.clear()
+        self._stop_listening()
+        self._hold(-self._held)
         if self._current is not None and not self._current.response_complete:
             self._current.leave()
         self.flow.resume_writing()
@@ -131,8 +138,16 @@ class Connection(HttpToolsProtocol):
 
     def _keep_for_later(self, data: bytes) -> None:
         self._ahead += data
-        if len(self._ahead) > self.shared.limits.header_bytes + self.shared.limits.body_bytes:
+        self._hold(len(data))
+        most = self.shared.limits.header_bytes + self.shared.limits.body_bytes
+        if len(self._ahead) > most or self.shared.held > self.shared.max_held:
             self._stop_listening()
+
+    def _take_ahead(self) -> bytes:
+        ahead = bytes(self._ahead)
+        self._ahead.clear()
+        self._hold(-len(ahead))
+        return ahead
 
     def _feed(self, data: bytes) -> None:
         for start in range(0, len(data), _SLICE):
@@ -246,12 +261,10 @@ class Connection(HttpToolsProtocol):
         if cycle.received > shared.limits.body_bytes:
             self._give_up_on_body(RequestError(413, f"the body is larger than {shared.limits.body_bytes} bytes"))
         elif not cycle.response_complete:
-            shared.buffered += len(body)
-            cycle.buffered += len(body)
             cycle.body += body
-            if shared.buffered > shared.max_buffered:
-                why = "too many bodies are being received: come back later"
-                self._give_up_on_body(LlmError(Code.RESOURCE_EXHAUSTED, why, retry_after=1))
+            self._hold(len(body))
+            if shared.held > shared.max_held:
+                shared.make_room()
 
     def on_message_complete(self) -> None:
         cycle = self.cycle
@@ -259,7 +272,7 @@ class Connection(HttpToolsProtocol):
             return
         cycle.more_body = False
         cycle.message_event.set()
-        self._release_body()
+        self._hold(-self._held)
         if cycle.response_complete:
             self._next()
         elif cycle is self._current:
@@ -300,9 +313,7 @@ class Connection(HttpToolsProtocol):
         else:
             self._expect(limits.header_seconds if self._in_head else limits.idle_seconds)
         if not self._is_busy:
-            ahead = bytes(self._ahead)
-            self._ahead.clear()
-            self._feed(ahead)
+            self._feed(self._take_ahead())
 
     def shutdown(self) -> None:
         """The server takes no more requests; the one that is being answered is answered."""
@@ -316,7 +327,7 @@ class Connection(HttpToolsProtocol):
     def _stop_listening(self) -> None:
         """Drop what else comes, and close after the current answer. That the client leaves is still noticed."""
         self._deaf = True
-        self._ahead.clear()
+        self._take_ahead()
         self.pipeline.clear()
         if self._current is not None:
             self._current.keep_alive = False
@@ -336,7 +347,7 @@ class Connection(HttpToolsProtocol):
         """The rest of the body under way is not read."""
         cycle = self.cycle
         assert cycle is not None
-        self._release_body()
+        self._hold(-self._held)
         if cycle.response_complete:
             self._close()
         elif cycle.response_started:
@@ -401,11 +412,21 @@ class Connection(HttpToolsProtocol):
             waiting[self] = None
             waiting.move_to_end(self)
 
-    def _release_body(self) -> None:
-        """The body's bytes no longer count as those of one under way."""
-        if self.cycle is not None:
-            self.shared.buffered -= self.cycle.buffered
-            self.cycle.buffered = 0
+    # Memory
+
+    @property
+    def holds(self) -> bool:
+        """Whether bytes are held for this client."""
+        return self._held > 0
+
+    def lose_body(self) -> None:
+        """Give up the body under way: others need the room."""
+        self._give_up_on_body(FullError("too many bodies are being received: come back later", 1))
+
+    def _hold(self, size: int) -> None:
+        """So many bytes more, or fewer, are held for this client."""
+        self._held += size
+        self.shared.held += size
 
     @property
     def _peer(self) -> str:

@@ -48,8 +48,7 @@ class Cycle(RequestResponseCycle):
         self.clock = HopClock(connection.shared.hop)
         self.length = length
         self.received = 0
-        """Bytes of the body so far; `buffered` of them count as those of a body under way."""
-        self.buffered = 0
+        """Bytes of the body so far."""
         self.on_leave: Callable[[], None] | None = None
         self.refusal: LlmError | None = None
         self.closes = False
@@ -59,6 +58,7 @@ class Cycle(RequestResponseCycle):
         """The body will not be had: raise `refusal` where it is awaited. The connection closes after the answer."""
         self.refusal = refusal
         self.keep_alive = False
+        self.body.clear()
         self.message_event.set()
 
     def leave(self) -> None:
