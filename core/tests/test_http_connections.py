@@ -140,3 +140,37 @@ def test_what_is_sent_ahead_is_held_within_the_memory_for_all(tmp_path: Path) ->
             connection.send(request_bytes("GET", "/ends?id=never", LOCAL) + b"GET / HTTP/1.1\r\nX: " + b"x" * MIB)
         assert small.get("/things").status_code == 200
         assert Process(small.pid).memory_info().rss - rss < 16 * MIB
+
+
+# Bodies that are mostly something else
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [(b"0\r\nX: ", b"x" * 1000), (b"0\r\n", b"X: y\r\n" * 200), (b"1;x=", b"x" * 1000)],
+    ids=["one trailer", "trailers", "chunk extension"],
+)
+def test_endless_framing_of_a_body_is_refused(hop: Hop, start: bytes, more: bytes) -> None:
+    with hop.connect() as connection:
+        connection.send(request_bytes("POST", "/query", CHUNKED) + start)
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                connection.send(more)
+        assert connection.answer().status == 431
+
+
+def test_a_trailer_is_no_header(hop: Hop) -> None:
+    with hop.connect() as connection:
+        body = b'12\r\n{"prompt":"hello"}\r\n0\r\nX-Request-Id: of-trailer\r\nHost: elsewhere\r\n\r\n'
+        connection.send(request_bytes("POST", "/query", {**CHUNKED, "X-Request-Id": "of-head"}) + body)
+        answer = connection.answer()
+        assert (answer.status, answer.headers["X-Request-Id"]) == (200, "of-head")
+
+
+def test_a_body_in_tiny_chunks_is_read_while_they_are_few(hop: Hop) -> None:
+    few, many = ({"prompt": "x" * length} for length in (500, 5000))
+    for body, status in ((few, 200), (many, 400)):
+        with hop.connect() as connection:
+            chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in json.dumps(body).encode())
+            connection.send(request_bytes("POST", "/query", CHUNKED) + chunks + b"0\r\n\r\n")
+            assert connection.answer().status == status

@@ -40,6 +40,8 @@ from lambdalm.http.cycle import Cycle, RequestError
 from lambdalm.timings import HopClock
 
 _SLICE = 4096  # bytes for the parser at a time: what is parsed ahead of an answer stays small
+_PIECES = 1024  # of a body, however small; of more, each has _PIECE_BYTES on average: a chunk costs more than its bytes
+_PIECE_BYTES = 64
 _LINGER_SECONDS = 2.0  # for a client to read the answer to a request that it is still sending
 
 _REQUEST_ID = calls.REQUEST_ID.encode()
@@ -93,7 +95,7 @@ class Connection(HttpToolsProtocol):
         self._ahead = bytearray()  # sent ahead of the current answer, and not parsed yet
         self._held = 0  # bytes that count as held for this client
         self._in_head = False
-        self._head_bytes = 0
+        self._framing = 0  # bytes since the last whole head, or byte of a body: heads, trailers, chunk extensions
         self._deaf = False  # what else comes is dropped
         self._deadline = math.inf  # for the client, on the loop's clock
         self._unsent = (0, 0.0)  # bytes that wait to be written, and since when they have not become fewer
@@ -159,8 +161,7 @@ class Connection(HttpToolsProtocol):
                 return
 
     def _parse(self, piece: bytes) -> None:
-        if self._reads_head:
-            self._head_bytes += len(piece)
+        self._framing += len(piece)
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -168,8 +169,9 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._not_http(error)
         else:
-            if self._head_bytes > self.shared.limits.header_bytes:
-                self._give_up(self._too_long())
+            if self._framing > self.shared.limits.header_bytes:
+                give_up = self._give_up if self._reads_head else self._give_up_on_body
+                give_up(self._too_long())
 
     @property
     def _reads_head(self) -> bool:
@@ -216,7 +218,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        self._framing = 0
         if sum(len(name) + len(value) + 4 for name, value in self.headers) > self.shared.limits.header_bytes:
             raise self._too_long()
         self._describe()
@@ -255,11 +257,15 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle, shared = self.cycle, self.shared
+        self._framing = 0
         if cycle is None or cycle.refusal is not None or self._deaf:
             return
         cycle.received += len(body)
+        cycle.pieces += 1
         if cycle.received > shared.limits.body_bytes:
             self._give_up_on_body(RequestError(413, f"the body is larger than {shared.limits.body_bytes} bytes"))
+        elif cycle.pieces > _PIECES + cycle.received // _PIECE_BYTES:
+            self._give_up_on_body(RequestError(400, "the body comes in too many too small pieces"))
         elif not cycle.response_complete:
             cycle.body += body
             self._hold(len(body))

@@ -48,7 +48,8 @@ class Cycle(RequestResponseCycle):
         self.clock = HopClock(connection.shared.hop)
         self.length = length
         self.received = 0
-        """Bytes of the body so far."""
+        """Bytes of the body so far, which have come in `pieces`."""
+        self.pieces = 0
         self.on_leave: Callable[[], None] | None = None
         self.refusal: LlmError | None = None
         self.closes = False
