@@ -57,7 +57,7 @@ MODULES = {"backend": "backend_lambda", "proxy": "grpc_proxy", "edge": "restful_
 
 
 class Kind(NamedTuple):
-    """How the hops of one kind are run: so many of them, their command after the words `under`, and with `options`.
+    """How the hops of one kind are run: how many, by which `python`, after the words `under`, and with `options`.
 
     Of several backends the first is called `backend`, the second `backend-2`, and so on. With none of them BACKEND_URL
     says where there is one.
@@ -66,6 +66,7 @@ class Kind(NamedTuple):
     number: int = 1
     under: Sequence[str] = ()
     options: Sequence[str] = ()
+    python: str = sys.executable
 
 
 class ChainError(Exception):
@@ -101,7 +102,7 @@ class Hop:
         self._on_line = on_line
         # A session of its own: Ctrl-C is for whoever runs the chain, who then stops the hops in order.
         self.process = subprocess.Popen(
-            [*how.under, sys.executable, "-m", MODULES[_kind(name)], "serve", *how.options],
+            [*how.under, how.python, "-m", MODULES[_kind(name)], "serve", *how.options],
             env={**environ, **parent.HELD},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
