@@ -139,7 +139,7 @@ def _rows(folder: Path, redis: str) -> list[Row]:
 async def _measure(rows: list[Row], ups: list[Chain], count: int, at_once: int) -> list[Found]:
     channels = [grpc.aio.insecure_channel(up.grpc_target) for up in ups]
     clients = [[Client(row, channel) for _ in range(at_once)] for row, channel in zip(rows, channels, strict=True)]
-    meters = [Meter(up) for up in ups]
+    meters = [Meter.of(up) for up in ups]
     found = [Found([], []) for _ in rows]
     for group in clients:
         await _ask(group, _WARM_UP)

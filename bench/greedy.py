@@ -129,7 +129,7 @@ def _unsent(server: int, client: int) -> int:
 
 def _stop_reading(up: Chain, seconds: float) -> _Stopped:
     """Ask for an endless stream and read nothing, until the engine is stopped (or for `seconds`)."""
-    meter, health = Meter(up), BackendHealth(up.ports.backend)
+    meter, health = Meter.of(up), BackendHealth(up.ports.backend)
     before = meter.rss()
     peak, unsent = dict(before), 0
     with socket.create_connection(("127.0.0.1", up.ports.edge)) as sock:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import resource
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import psutil
 
-from lambdalm.testing.chain import Chain, free_ports
+from lambdalm.testing.chain import MODULES, Chain, Kind, free_ports
 
 HERE = "load generator"
 """The name of this process, beside those of the hops."""
 
-_NO_PROXY_LOG: Callable[[str, str], None] = lambda hop, line: None  # noqa: E731
+UPSTREAM = "upstream"
+"""The name of a server behind the hops that a program here brings with it."""
+
+AROUND = (UPSTREAM, HERE)
+"""Processes that a measurement needs and does not measure."""
 
 
-def chain(environ: Mapping[str, str], on_line: Callable[[str, str], None] = _NO_PROXY_LOG) -> Chain:
+def chain(environ: Mapping[str, str], kinds: Mapping[str, Kind] = {}) -> Chain:
     """The three hops on free ports, the scripted provider behind them unless `environ` says otherwise."""
     _raise_open_files()
-    return Chain(free_ports(), {"PROVIDER": "scripted", **environ}, on_line)
+    return Chain(free_ports(), {"PROVIDER": "scripted", **environ}, kinds=kinds)
+
+
+def chain_of(python: Path, environ: Mapping[str, str]) -> Chain:
+    """The three hops as another interpreter has them installed."""
+    elsewhere = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}  # nothing of the sources that this process sees
+    return chain({**elsewhere, **environ}, {kind: Kind(python=str(python)) for kind in MODULES})
+
+
+@contextlib.contextmanager
+def own_files() -> Iterator[dict[str, str]]:
+    """The environment in which a chain keeps sessions and interaction log in a new folder, which goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        yield {"STORE_SQLITE_PATH": f"{folder}/store.sqlite", "INTERACTION_LOG_FILE": f"{folder}/interactions.jsonl"}
 
 
 def room_for(streams: int) -> dict[str, str]:
@@ -32,11 +53,23 @@ def room_for(streams: int) -> dict[str, str]:
 
 
 class Meter:
-    """CPU time and memory of each hop, with all of its processes, and of this process. Make it when the chain is up."""
+    """CPU time and memory of programs, each with all of its processes, and of this process.
 
-    def __init__(self, chain: Chain) -> None:
-        self._processes = {name: _with_children(hop.process.pid) for name, hop in chain.hops.items()}
+    `pids` has the first process of each. Make it when they are up: it looks for their children once.
+    """
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._processes = {name: _with_children(pid) for name, pid in pids.items()}
         self._processes[HERE] = [psutil.Process()]
+
+    @classmethod
+    def of(cls, chain: Chain, more: Mapping[str, int] = {}) -> Self:
+        """Of a chain's hops, and of the programs in `more`."""
+        return cls({**{name: hop.process.pid for name, hop in chain.hops.items()}, **more})
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._processes)
 
     def cpu(self) -> dict[str, float]:
         """Seconds of CPU (user and system) used since each started."""
@@ -98,6 +131,10 @@ def _with_children(pid: int) -> list[psutil.Process]:
 
 
 def _cpu(process: psutil.Process) -> float:
+    """Seconds of CPU. On Linux from the process's own clock (clock_getcpuclockid(3)), which counts nanoseconds;
+    elsewhere in ticks of 10 ms."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~process.pid << 3) | 2)
     times = process.cpu_times()
     return float(times.user + times.system)
 

@@ -1,136 +1,117 @@
-"""What the chain adds to a request: time, and CPU of each hop, for a whole answer and for each streamed token.
+"""What the chain costs: CPU of each hop for a plain answer and for each streamed token.
 
-Whole answers are the scripted `echo`, asked over kept connections, of the backend directly and of the edge in turn, so
-that what else the machine does meets both alike. Tokens are streamed in two ways: `flood`, where many are due at once
-and travel joined, and `slow`, where each token is a frame of its own: what the streaming of one frame costs.
+Plain answers are the scripted `echo`, asked over kept connections: each in a new session, as shipped, and without
+sessions. Streamed tokens are the scripted `slow`, 20 tokens a second, where each is a frame of its own until there are
+many streams, and `flood`, where many are due at once and travel joined.
+
+With `--before COMMIT` a chain of that commit runs, too, and the two take turns: one is idle while the other is asked.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import sys
-import time
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import uvloop
 
-from bench import report, streams, wire
-from bench.hops import HERE, Meter, chain, room_for, used
-from bench.report import Table, percentile
-from lambdalm.testing.chain import Chain
+from bench import costs, environments, report, stream_load, wire
+from bench.closed_loop import Ask, Sample, ask
+from bench.costs import Case, Found, Side
+from bench.hops import Meter, chain, chain_of, own_files, room_for
+from bench.report import Table
 
-_TOKENS = 200
-_FLOODS = 50
-_SLOW_STREAMS = 50  # 1,000 frames a second: a load, and yet each token is a frame of its own
-_WARM_UP = 50
-_ROUNDS = 4  # the backend and the edge take turns
+_PROMPT = "What goes up must come down."
+_SESSIONS: dict[str, dict[str, Any]] = {"on": {}, "off": {"memory": "off"}}  # fields of a request; on: as shipped
+_AT_ONCE = (1, 8, 64)
+_STREAMS = (1, 30, 100, 300)
+_STREAMS_STARTED = 100  # a second
+_FLOOD_TOKENS = 200
+_FLOODS = 20  # a round
+_WARM_UP = 300  # requests
+_PLAIN_GOAL = 0.5
+_FRAME_GOAL = 0.45
+_NOTES = {"token": ("p50 and p99: of `slow` the gaps between frames of a stream, of `flood` the whole answer",)}
 
-_ECHO = wire.query(prompt="What goes up must come down.", model="echo")
-_FLOOD = wire.query(prompt="x", model="flood", max_tokens=_TOKENS, stream=True)
-
-
-class Asked(NamedTuple):
-    """Latencies in ms of requests that were asked in a row, and the CPU seconds that they took of each process."""
-
-    latencies: list[float]
-    cpu: dict[str, float]
-
-
-async def ask(port: int, meter: Meter, request: bytes, count: int, at_once: int) -> Asked:
-    """Ask `count` times over `at_once` connections; raises ConnectionError for an answer that is not 200."""
-    latencies: list[float] = []
-
-    async def client(connection: wire.Connection, mine: int) -> None:
-        for _ in range(mine):
-            start = time.perf_counter()
-            response = await connection.ask(request)
-            latencies.append(1000 * (time.perf_counter() - start))
-            if response.status != 200:
-                raise ConnectionError(f"HTTP {response.status}: {response.body[:200]!r}")
-        connection.close()
-
-    connections = [await wire.Connection.open(port) for _ in range(at_once)]
-    before = meter.cpu()
-    await asyncio.gather(*(client(connection, count // at_once) for connection in connections))
-    return Asked(latencies, used(before, meter.cpu()))
+_ECHO = {
+    sessions: Ask(wire.query(prompt=_PROMPT, model="echo", **fields), _PROMPT.encode())
+    for sessions, fields in _SESSIONS.items()
+}
+_FLOOD = Ask(
+    wire.query(prompt="x", model="flood", max_tokens=_FLOOD_TOKENS, stream=True), b'"type":"finished"', _FLOOD_TOKENS
+)
 
 
-async def _in_turns(up: Chain, meter: Meter, count: int, at_once: int) -> dict[str, Asked]:
-    """The same requests of the backend and of the edge."""
-    found = {"backend": Asked([], {}), "edge": Asked([], {})}
-    for name in found:
-        await ask(getattr(up.ports, name), meter, _ECHO, _WARM_UP, at_once)
-    for _ in range(_ROUNDS):
-        for name, so_far in found.items():
-            more = await ask(getattr(up.ports, name), meter, _ECHO, count // _ROUNDS, at_once)
-            cpu = {hop: so_far.cpu.get(hop, 0.0) + seconds for hop, seconds in more.cpu.items()}
-            found[name] = Asked(so_far.latencies + more.latencies, cpu)
-    return found
+async def _asked(side: Side, what: Ask, count: int, at_once: int) -> Sample:
+    return await ask(side.port, side.meter, what, count, at_once)
 
 
-def _latency_row(at_once: int, found: dict[str, Asked]) -> tuple[report.Cell, ...]:
-    direct, through = found["backend"].latencies, found["edge"].latencies
-    row: list[report.Cell] = [at_once]
-    for q in (0.5, 0.99):
-        a, b = percentile(direct, q), percentile(through, q)
-        row += [a, b, b - a]
-    return *row, len(through)
+async def _streamed(side: Side, streams: int, seconds: float) -> Sample:
+    """The seconds in which all streams are held; its latencies are the gaps between frames of a stream.
+
+    Raises ConnectionError for a stream that is not as it should be.
+    """
+    ramp = streams / _STREAMS_STARTED
+    run = await stream_load.load(side.port, side.meter, streams, ramp + seconds, ramp)
+    for outcome in run.outcomes:
+        if outcome.text != run.expected:
+            raise ConnectionError(f"{side.name}: a stream of {len(outcome.text)} characters: {outcome.failure}")
+    return Sample(run.tokens, run.window.cpu, run.window.seconds, run.gaps)
 
 
-def _cpu_row(what: str, asked: Asked, units: int) -> tuple[report.Cell, ...]:
-    hops = [1e6 * seconds / units for name, seconds in asked.cpu.items() if name != HERE]
-    return what, *hops, sum(hops), units
+def _cases(requests: int, seconds: float) -> Iterator[Case]:
+    for sessions, what in _ECHO.items():
+        for at_once in _AT_ONCE:
+            take = partial(_asked, what=what, count=requests, at_once=at_once)
+            yield Case(f"{at_once} at once, sessions {sessions}", "request", _PLAIN_GOAL, take)
+    for streams in _STREAMS:
+        yield Case(f"{streams} × `slow`", "token", _FRAME_GOAL, partial(_streamed, streams=streams, seconds=seconds))
+    yield Case("1 × `flood`", "token", _FRAME_GOAL, partial(_asked, what=_FLOOD, count=_FLOODS, at_once=1))
 
 
-async def _unary(up: Chain, count: int) -> tuple[Table, Table]:
-    meter = Meter(up)
-    latencies: list[tuple[report.Cell, ...]] = []
-    cpu: list[tuple[report.Cell, ...]] = []
-    for at_once in (1, 8):
-        report.progress(f"{count} whole answers, {at_once} at once, of the backend and of the edge")
-        found = await _in_turns(up, meter, count, at_once)
-        latencies.append(_latency_row(at_once, found))
-        cpu.append(_cpu_row(f"whole answer, {at_once} at once", found["edge"], len(found["edge"].latencies)))
-    columns = ("at once", "direct p50", "chain p50", "added p50", "direct p99", "chain p99", "added p99", "requests")
-    notes = ("direct: the backend alone, over the same kind of connection",)
-    return Table("(10) latency of a whole answer (`echo`), in ms", columns, latencies, notes), _cpu_table(
-        cpu, "request"
-    )
+async def _measure(sides: Sequence[Side], options: argparse.Namespace) -> list[Found]:
+    for side in sides:
+        await ask(side.port, side.meter, _ECHO["on"], _WARM_UP, 8)
+    sides = await costs.with_idle(sides)
+    cases = _cases(options.requests, options.stream_seconds)
+    return [await costs.compare(case, sides, 0, options.rounds) for case in cases]
 
 
-def _cpu_table(rows: list[tuple[report.Cell, ...]], unit: str) -> Table:
-    columns = ("", "backend", "proxy", "edge", "chain", f"{unit}s")
-    notes = ("user and system time of all of a hop's processes, gunicorn's parent included",)
-    return Table(f"(10) CPU µs per {unit}", columns, rows, notes)
+@contextlib.contextmanager
+def _sides(before: str | None) -> Iterator[list[Side]]:
+    """The chain as it is, after that of the commit `before`."""
+    room = room_for(max(_STREAMS) + 100)
+    with contextlib.ExitStack() as stack:
+        chains = {}
+        if before:
+            old = environments.of_commit(before)
+            chains["before"] = stack.enter_context(chain_of(old, {**room, **stack.enter_context(own_files())}))
+        chains["now"] = stack.enter_context(chain({**room, **stack.enter_context(own_files())}))
+        yield [Side(name, up.ports.edge, Meter.of(up)) for name, up in chains.items()]
 
 
-async def _tokens(up: Chain) -> Table:
-    meter = Meter(up)
-    report.progress(f"{_FLOODS} floods of {_TOKENS} tokens, then {_SLOW_STREAMS} slow streams")
-    await ask(up.ports.edge, meter, _FLOOD, 5, 1)
-    flood = await ask(up.ports.edge, meter, _FLOOD, _FLOODS, 1)
-    before = meter.cpu()
-    run = await streams.load(up.ports.edge, meter, _SLOW_STREAMS, _TOKENS / streams.RATE, 1.0)
-    slow = Asked([], used(before, meter.cpu()))
-    frames = sum(len(outcome.frames) for outcome in run.outcomes)
-    each = f"one at a time: {_SLOW_STREAMS} `slow` streams, {frames} frames"
-    rows = [
-        _cpu_row("many due at once: `flood`", flood, _FLOODS * _TOKENS),
-        _cpu_row(each, slow, _SLOW_STREAMS * _TOKENS),
-    ]
-    return _cpu_table(rows, "token")
+def _tables(found: Sequence[Found]) -> Iterator[Table]:
+    for unit in ("request", "token"):
+        these = [one for one in found if one.case.unit == unit]
+        yield costs.cost_table(f"(10) CPU µs per {unit}", these, *_NOTES.get(unit, ()))
+        if len(these[0].sides) > 1:
+            yield costs.ratio_table(f"(10) CPU per {unit}, all hops: now over before", these, 0)
 
 
 def measure(options: argparse.Namespace) -> list[Table]:
-    with chain(room_for(_SLOW_STREAMS + 10)) as up:
-        unary = uvloop.run(_unary(up, options.requests))
-        tables = [*unary, uvloop.run(_tokens(up))]
-    return [report.show(table) for table in tables]
+    with _sides(options.before) as sides:
+        found = uvloop.run(_measure(sides, options))
+    return [report.show(table) for table in _tables(found)]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--requests", type=int, default=2000, help="whole answers of each kind (default 2000)")
+    parser.add_argument("--before", metavar="COMMIT", help="compare with the chain of this commit, in turns")
+    parser.add_argument("--requests", type=int, default=600, help="plain answers a round (default 600)")
+    parser.add_argument("--stream-seconds", type=float, default=8.0, help="of streams, a round (default 8)")
+    parser.add_argument("--rounds", type=int, default=8, help="at most; four if they are within 3 %% (default 8)")
 
 
 if __name__ == "__main__":

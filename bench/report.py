@@ -17,7 +17,7 @@ Cell = str | int | float
 
 
 class Table(NamedTuple):
-    """One table; numbers are aligned to the right. `notes` are the lines below it."""
+    """One table; columns of numbers (and empty cells) are aligned to the right. `notes` are the lines below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -28,7 +28,7 @@ class Table(NamedTuple):
         """The table in plain text."""
         cells = [self.columns, *(tuple(_shown(cell) for cell in row) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        right = [not any(isinstance(row[at], str) for row in self.rows) for at in range(len(widths))]
+        right = [not any(isinstance(row[at], str) and row[at] for row in self.rows) for at in range(len(widths))]
         lines = [_line(row, widths, right) for row in cells]
         rule = "  ".join("-" * width for width in widths)
         return "\n".join([self.title, "", lines[0], rule, *lines[1:], *(f"  {note}" for note in self.notes)])
