@@ -1,8 +1,8 @@
 """How long after its client hung up does the engine still work for a request? From hang-up at the edge to a free slot.
 
-The clock starts when the client closes its socket and stops when the backend's /health, asked again and again over one
-kept connection, first says that the slot is free (or that nobody waits for one): so each time is an upper bound, too
-high by at most one look. The backend gives a slot back after the engine has stopped. Right before each hang-up the
+The clock starts when the client closes its socket and stops when the backend's /health, probed again and again over one
+kept connection, first says that the slot is free (or that no request waits for one): so each time is an upper bound,
+too high by at most one probe. The backend gives a slot back after the engine has stopped. Right before each hang-up the
 engine is seen to be at work, and what it works at would last for ever, or for as long as the table says.
 """
 
@@ -75,7 +75,7 @@ def _asked(port: int, fields: Mapping[str, Any], id: str) -> Iterator[socket.soc
 
 
 def _read_words(sock: socket.socket, count: int) -> None:
-    """Read the stream until its text has so many words (a frame may hold several)."""
+    """Read the stream until its text has `count` words (a frame may hold several)."""
     body, reader, text = wire.ChunkedBody(), EventReader(), ""
     while text.count(" ") < count:
         for event in reader.feed(body.feed(sock.recv(4096))):
@@ -111,7 +111,7 @@ def _rounds(case: Case, up: Chain, count: int) -> list[Round]:
 
 
 def _undisturbed(case: Case, up: Chain) -> report.Cell:
-    """How long the generation takes when nobody hangs up, in ms; the scripted ones that are used here never end."""
+    """How long the generation takes undisturbed, in ms; the scripted ones that are used here never end."""
     if "model" in case.fields:
         return "for ever"
     start = time.perf_counter()
@@ -135,10 +135,10 @@ def _case(case: Case, count: int) -> tuple[report.Cell, ...]:
 
 def measure(options: argparse.Namespace) -> list[Table]:
     rows = [_case(case, options.rounds) for case in CASES]
-    columns = ("hang-up", "p50 ms", "p99 ms", "max ms", f"p99 ≤ {_GOAL:g}", "ms a look", "undisturbed ms")
+    columns = ("hang-up", "p50 ms", "p99 ms", "max ms", f"p99 ≤ {_GOAL:g}", "ms a probe", "undisturbed ms")
     notes = (
-        f"{options.rounds} rounds each, one request at a time; each time is an upper bound, too high by at most a look",
-        "undisturbed: how long that generation lasts when nobody hangs up",
+        f"{options.rounds} rounds each, one request at a time; each time is too high by at most a probe",
+        "undisturbed: how long that generation lasts without a hang-up",
     )
     return [report.show(Table("(4) from hang-up to the engine's stop", columns, rows, notes))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ def _cost_row(one: Found, index: int, measured: Sequence[str], around: Sequence[
     side, whole = one.sides[index], _whole(one.samples[index])
     costs = side.costs(whole)
     idle = 1e6 * whole.seconds / whole.units * sum(side.idle.get(name, 0.0) for name in costs)
-    spread = 100 * rounds.spread(one.costs(index))
+    spread = _percent(rounds.spread(one.costs(index)))
     times = [percentile(whole.latencies, q) if whole.latencies else "" for q in (0.5, 0.99)]
     shares = [100 * whole.cpu[name] / whole.seconds for name in around]
     return (
@@ -126,6 +127,10 @@ def _whole(samples: Sequence[Sample]) -> Sample:
     )
 
 
+def _percent(spread: float) -> Cell:
+    return 100 * spread if math.isfinite(spread) else ""
+
+
 def ratio_table(title: str, found: Sequence[Found], base: int, *notes: str) -> Table:
     """A row for each case and each side but `base`: its cost over that of `base`, and whether the goal was reached."""
     rows = list(_ratio_rows(found, base))
@@ -139,5 +144,5 @@ def _ratio_rows(found: Sequence[Found], base: int) -> Iterator[tuple[Cell, ...]]
         for index, side in enumerate(one.sides):
             if index != base:
                 cost, goal = side.cost(_whole(one.samples[index])), one.case.goal
-                ratio, spread = cost / against, 100 * rounds.spread(one.ratios(index, base))
+                ratio, spread = cost / against, _percent(rounds.spread(one.ratios(index, base)))
                 yield one.case.name, side.name, cost, against, ratio, spread, f"≤ {goal:g}", met(ratio <= goal)

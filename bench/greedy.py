@@ -2,7 +2,7 @@
 
 Half-sent headers: 200 sockets send half a request and no more. When is each closed, and how do others fare meanwhile?
 A reader that stops: it asks for an endless stream and reads nothing. Does memory grow, and when is it closed?
-Too many: so many requests that the edge is full, and 50 more at once. How fast are they refused?
+Too many: the edge is full of requests, and 50 more come at once. How fast are they refused?
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Meter:
 
 
 def machine_cpu() -> float:
-    """Seconds of CPU that all processes of this machine have used, whoever's they are."""
+    """Seconds of CPU that all processes of this machine have used."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 

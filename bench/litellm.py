@@ -35,7 +35,7 @@ def _config(upstream: str, models: Sequence[str]) -> dict[str, Any]:
     return {
         "model_list": [{"model_name": model, "litellm_params": params(model)} for model in models],
         "litellm_settings": {"telemetry": False, "callbacks": [], "success_callback": [], "failure_callback": []},
-        # As in the chain beside it, nobody is asked for a key.
+        # As in the chain beside it, requests need no key.
         "general_settings": {"disable_spend_logs": True, "dangerously_permit_weak_or_unset_master_key": True},
     }
 

@@ -70,7 +70,7 @@ def show(table: Table) -> Table:
 
 
 def progress(what: str) -> None:
-    """One line on stderr for whoever waits."""
+    """One line on stderr for the person who waits."""
     print(f"… {what}", file=sys.stderr, flush=True)
 
 
