@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-
-import flask
 
 from lambdalm import logs, tracing
 from lambdalm.commands import LOG_LEVEL, PORT, Flag, Service, service_cli
 from lambdalm.errors import Code, LlmError
-from lambdalm.web.app import HttpHop
-from lambdalm.web.server import serve as serve_web
-from lambdalm.web.worker import Lifecycle
+from lambdalm.http.admission import Lifecycle
+from lambdalm.http.app import HttpHop
+from lambdalm.http.server import serve as serve_http
 from restful_proxy import tls
 from restful_proxy.app import add_routes
 from restful_proxy.config import Config
@@ -20,34 +21,43 @@ from restful_proxy.upstream import PROXY, GrpcProxy
 
 HOP = "edge"
 
+_HEALTH_SECONDS = 5.0
 
-def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
-    """The app, in the process that serves: gRPC channels do not survive a fork."""
+
+@contextlib.asynccontextmanager
+async def open_hop(config: Config, lifecycle: Lifecycle) -> AsyncIterator[HttpHop]:
+    """The edge's app and its channel to the gRPC proxy, made on the loop that serves."""
     tracing.start(HOP)
     proxy = GrpcProxy(config.grpc)
-    atexit.register(proxy.close)
-    hop = HttpHop(HOP, config.limits, lifecycle)
-    add_routes(hop, proxy)
-    logs.get(__name__).info("ready", grpc=config.grpc.target)
-    return hop.app
+    try:
+        hop = HttpHop(HOP, config.limits, lifecycle)
+        add_routes(hop, proxy)
+        logs.get(__name__).info("ready", grpc=config.grpc.target)
+        yield hop
+    finally:
+        await proxy.close()
 
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
     tls.check(config.grpc.tls)
-    serve_web(lambda lifecycle: make_app(config, lifecycle), config.listen, config.limits)
+    serve_http(partial(open_hop, config), config.listen, config.limits)
 
 
 def test(config: Config) -> str:
-    """Look at the gRPC proxy's health."""
-    proxy = GrpcProxy(config.grpc)
-    try:
-        why = proxy.healthy(5)
-    finally:
-        proxy.close()
+    """Ask for the gRPC proxy's health."""
+    why = asyncio.run(_health(config))
     if why is not None:
         raise LlmError(Code.UNAVAILABLE, why, origin=PROXY)
     return f"the gRPC proxy at {config.grpc.target} is serving, and so is the backend behind it"
+
+
+async def _health(config: Config) -> str | None:
+    proxy = GrpcProxy(config.grpc)
+    try:
+        return await proxy.healthy(_HEALTH_SECONDS)
+    finally:
+        await proxy.close()
 
 
 main = service_cli(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flask
 import msgspec
 
-from lambdalm.web.app import HttpHop
-from lambdalm.web.query import add_query
+from lambdalm.http.app import HttpHop
+from lambdalm.http.query import add_query
 from restful_proxy import caller
 from restful_proxy.chain import add_chain
 from restful_proxy.models import add_models
@@ -26,7 +26,11 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def add_routes(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve the edge on this hop."""
-    add_query(hop, lambda request, call: proxy.stream(request, call, caller.current()))
+    add_query(
+        hop,
+        lambda request, call: proxy.generate(request, call, caller.current()),
+        lambda request, call: proxy.stream(request, call, caller.current()),
+    )
     add_sessions(hop, proxy)
     add_models(hop, proxy)
     add_chain(hop, proxy)
@@ -38,9 +42,9 @@ def add_routes(hop: HttpHop, proxy: GrpcProxy) -> None:
         return hop.answer(Status("ok"), flask.g.clock)
 
     @hop.app.get("/readyz")
-    def readyz() -> flask.Response:
+    async def readyz() -> flask.Response:
         """200 when a request would be answered: this hop is not stopping and those behind it are healthy."""
-        why = "shutting down" if hop.lifecycle.draining.is_set() else proxy.healthy(_CHECK_SECONDS)
-        response = hop.answer(Status("ready") if why is None else Status("not ready", why), flask.g.clock)
-        response.status_code = 200 if why is None else 503
-        return response
+        why = "shutting down" if hop.lifecycle.draining.is_set() else await proxy.healthy(_CHECK_SECONDS)
+        if why is None:
+            return hop.answer(Status("ready"), flask.g.clock)
+        return hop.answer(Status("not ready", why), flask.g.clock, status=503)

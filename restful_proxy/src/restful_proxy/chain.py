@@ -9,7 +9,7 @@ import msgspec
 
 from lambdalm.call import Call
 from lambdalm.errors import Code, LlmError
-from lambdalm.web.app import HttpHop
+from lambdalm.http.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
 from restful_proxy.upstream import PROXY, GrpcProxy
@@ -37,12 +37,10 @@ def add_chain(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve it on this hop, also when that takes no more requests: 200 when no hop is broken, else 503."""
 
     @hop.app.get("/chain")
-    def chain() -> flask.Response:
+    async def chain() -> flask.Response:
         call = Call(flask.g.request_id, _SECONDS, flask.g.clock)
-        found = joined(_edge(hop), _behind(proxy, call))
-        response = hop.answer(found, call.clock)
-        response.status_code = 200 if found.first_broken is None else 503
-        return response
+        found = joined(_edge(hop), await _behind(proxy, call))
+        return hop.answer(found, call.clock, status=200 if found.first_broken is None else 503)
 
 
 def joined(edge: HopStatus, behind: Chain) -> Chain:
@@ -55,9 +53,9 @@ def _edge(hop: HttpHop) -> HopStatus:
     return HopStatus(hop.name, not stopping, detail="shutting down" if stopping else "")
 
 
-def _behind(proxy: GrpcProxy, call: Call) -> Chain:
+async def _behind(proxy: GrpcProxy, call: Call) -> Chain:
     try:
-        found: pb.GetChainResponse = proxy.ask("GetChain", pb.GetChainRequest(), call, caller.current())
+        found: pb.GetChainResponse = await proxy.ask("GetChain", pb.GetChainRequest(), call, caller.current())
     except LlmError as error:
         if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
             raise

@@ -7,9 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lambdalm.http.limits import Limits
 from lambdalm.listen import Listen
 from lambdalm.logs import LogConfig
-from lambdalm.web.limits import Limits
 from restful_proxy.tls import TlsConfig
 
 
@@ -17,7 +17,7 @@ class GrpcConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The gRPC proxy that requests go to."""
 
     target: Annotated[str, Meta(pattern=r"^.+:[0-9]+$")]
-    keepalive_seconds: Annotated[float, Meta(ge=10)] = 30
+    keepalive_seconds: Annotated[float, Meta(ge=10)] = 10
     max_message_bytes: Annotated[int, Meta(ge=1)] = 4 * 1024 * 1024
     tls: TlsConfig = TlsConfig()
 

@@ -8,11 +8,11 @@ gRPC server speaks first, so that a byte means that all is well.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import math
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,22 +33,29 @@ _NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"}
 
 
 class Inspector:
-    """Looks at the TLS of the proxy at `target` (host:port), at most once a second, however many ask."""
+    """Examines the TLS of the proxy at `target` (host:port), at most once a second for all that ask.
+
+    The handshake blocks, so it runs in a thread; those that ask wait for it together.
+    """
 
     def __init__(self, target: str, config: TlsConfig) -> None:
         self._target = target
         self._config = config
-        self._lock = threading.Lock()
-        self._looked = -math.inf
-        self._found: str | None = None
+        self._examination: asyncio.Task[str | None] | None = None
+        self._stale = -math.inf
 
-    def fault(self) -> str | None:
-        """What is wrong; None when nothing is, or when nobody answers. Blocks for a second at most."""
-        with self._lock:
-            if time.monotonic() >= self._looked + _SECONDS:
-                self._found = self._look()
-                self._looked = time.monotonic()
-            return self._found
+    async def fault(self) -> str | None:
+        """What is wrong; None when nothing is, when the proxy does not answer, or when that is not known in a second."""
+        examination = self._examination
+        if examination is None or (examination.done() and time.monotonic() >= self._stale):
+            examination = self._examination = asyncio.create_task(self._examine())
+        await asyncio.wait([examination], timeout=_SECONDS)
+        return examination.result() if examination.done() else None
+
+    async def _examine(self) -> str | None:
+        found = await asyncio.to_thread(self._look)
+        self._stale = time.monotonic() + _SECONDS
+        return found
 
     def _look(self) -> str | None:
         deadline = time.monotonic() + _SECONDS

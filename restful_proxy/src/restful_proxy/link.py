@@ -1,8 +1,8 @@
-"""The channel to the gRPC proxy, made anew when a file of its TLS has changed.
+"""The channel to the gRPC proxy, and a new one when a file of its TLS has changed.
 
-gRPC for Python reads certificates once per channel. So the files are looked at when a call begins, once a second at
-most; when one has changed, new calls get a new channel, and the old one is closed when its calls have ended. Files
-that cannot be used, as when one of a pair is not written yet, leave the old channel in place.
+gRPC for Python reads certificates once per channel. So the files are examined when a call begins, once a second at
+most and in a thread; when one has changed, new calls get a new channel, and the old one is closed when its calls have
+ended. Files that cannot be used, as when one of a pair is not written yet, leave the old channel in place.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from lambdalm_proto.v1 import llm_pb2_grpc
 from restful_proxy import tls
 from restful_proxy.config import GrpcConfig
 
-_LOOK_SECONDS = 1.0
+_EXAMINE_SECONDS = 1.0  # between two examinations of the files
 _RETIRED_SECONDS = 3600.0  # calls have deadlines: by then all have ended
+_PING_TIMEOUT_MS = 5000  # a connection that answers no ping for this long is closed
 
 # A name with several addresses is used in turn; every call fails or goes through at once, and only once.
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
@@ -44,51 +45,64 @@ class Link:
 
     def __init__(self, config: GrpcConfig) -> None:
         self._config = config
-        self._look_again = time.monotonic() + _LOOK_SECONDS
+        self._examined = time.monotonic()
+        self._examination: asyncio.Task[None] | None = None
         self._stamps = tls.stamps(config.tls)
-        self._stubs = _open(config)
+        self._stubs = _open(config, _credentials(config))
         self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     def stubs(self) -> Stubs:
         """For a call that begins now."""
-        if self._config.tls.enabled and time.monotonic() >= self._look_again:
-            self._look_again = time.monotonic() + _LOOK_SECONDS
-            self._follow()
+        if self._config.tls.enabled and time.monotonic() >= self._examined + _EXAMINE_SECONDS:
+            self._examined = time.monotonic()
+            if self._examination is None or self._examination.done():
+                self._examination = asyncio.create_task(self._follow())
         return self._stubs
 
     async def close(self) -> None:
         """Calls still open fail."""
-        for task, channel in list(self._retired.items()):
+        channels = [*self._retired.values(), self._stubs.channel]
+        for task in [*self._retired, *([self._examination] if self._examination is not None else [])]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        for channel in channels:
             await channel.close(None)
-        await self._stubs.channel.close(None)
 
-    def _follow(self) -> None:
-        stamps = tls.stamps(self._config.tls)
-        if stamps == self._stamps:
-            return
-        self._stamps = stamps
+    async def _follow(self) -> None:
+        """Open a new channel, if the files have changed and can be used."""
         try:
-            made = _open(self._config)
+            credentials = await asyncio.to_thread(self._changed)
         except LlmError as error:
             _log.warning("changed TLS files cannot be used; those before go on", why=error.message)
             return
-        self._retire(self._stubs.channel)
-        self._stubs = made
-        _log.info("changed TLS files are in use")
+        if credentials is not None:
+            self._retire(self._stubs.channel)
+            self._stubs = _open(self._config, credentials)
+            _log.info("changed TLS files are in use")
+
+    def _changed(self) -> grpc.ChannelCredentials | None:
+        """The credentials in files that have changed since they were last examined; None when they have not."""
+        stamps = tls.stamps(self._config.tls)
+        if stamps == self._stamps:
+            return None
+        self._stamps = stamps
+        return _credentials(self._config)
 
     def _retire(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close(_RETIRED_SECONDS))
+        task = asyncio.create_task(channel.close(_RETIRED_SECONDS))
         self._retired[task] = channel
         task.add_done_callback(self._retired.pop)
 
 
-def _open(config: GrpcConfig) -> Stubs:
+def _credentials(config: GrpcConfig) -> grpc.ChannelCredentials | None:
+    return tls.credentials(config.tls) if config.tls.enabled else None
+
+
+def _open(config: GrpcConfig, credentials: grpc.ChannelCredentials | None) -> Stubs:
     target, options = f"dns:///{config.target}", _options(config)
-    if config.tls.enabled:
-        channel = grpc.aio.secure_channel(target, tls.credentials(config.tls), options)
+    if credentials is not None:
+        channel = grpc.aio.secure_channel(target, credentials, options)
     else:
         channel = grpc.aio.insecure_channel(target, options)
     llm = llm_pb2_grpc.LlmServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -101,7 +115,8 @@ def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:
         ("grpc.enable_retries", 0),
         ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
         ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),  # 60 s by default, and gRPC 1.85 keeps to this one
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),

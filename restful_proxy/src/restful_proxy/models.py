@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import flask
 
+from lambdalm.http.app import HttpHop
 from lambdalm.models import ModelInfo, Models
-from lambdalm.web.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
 from restful_proxy.upstream import GrpcProxy
@@ -15,9 +15,9 @@ def add_models(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve it on this hop."""
 
     @hop.app.get("/models")
-    def models() -> flask.Response:
+    async def models() -> flask.Response:
         with hop.call() as call:
-            found: pb.ListModelsResponse = proxy.ask("ListModels", pb.ListModelsRequest(), call, caller.current())
+            found: pb.ListModelsResponse = await proxy.ask("ListModels", pb.ListModelsRequest(), call, caller.current())
             return hop.answer(Models([_model(each) for each in found.models]), call.clock)
 
 

@@ -13,8 +13,8 @@ import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lambdalm.events import Tokens
+from lambdalm.http.app import HttpHop
 from lambdalm.rpc import messages
-from lambdalm.web.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
 from restful_proxy.upstream import GrpcProxy
@@ -63,23 +63,22 @@ def add_sessions(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve the three on this hop."""
 
     @hop.app.get("/sessions")
-    def sessions() -> flask.Response:
+    async def sessions() -> flask.Response:
         with hop.call() as call:
-            found = proxy.ask("ListSessions", pb.ListSessionsRequest(), call, caller.current())
+            found = await proxy.ask("ListSessions", pb.ListSessionsRequest(), call, caller.current())
             return hop.answer(summaries(found), call.clock)
 
     @hop.app.get("/sessions/<id>")
-    def session(id: str) -> flask.Response:
+    async def session(id: str) -> flask.Response:
         with hop.call() as call:
-            found = proxy.ask("GetSession", pb.GetSessionRequest(session_id=id), call, caller.current())
+            found = await proxy.ask("GetSession", pb.GetSessionRequest(session_id=id), call, caller.current())
             return hop.answer(whole(found), call.clock)
 
     @hop.app.delete("/sessions/<id>")
-    def forget(id: str) -> flask.Response:
+    async def forget(id: str) -> flask.Response:
         with hop.call() as call:
-            proxy.ask("DeleteSession", pb.DeleteSessionRequest(session_id=id), call, caller.current())
-            response = hop.answer(None, call.clock)
-            response.status_code = 204
+            await proxy.ask("DeleteSession", pb.DeleteSessionRequest(session_id=id), call, caller.current())
+            response = hop.answer(None, call.clock, status=204)
             response.set_data(b"")
             return response
 

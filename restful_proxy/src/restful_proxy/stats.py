@@ -6,7 +6,7 @@ import flask
 import msgspec
 
 from lambdalm.call import Call
-from lambdalm.web.app import HttpHop
+from lambdalm.http.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
 from restful_proxy.upstream import GrpcProxy
@@ -51,9 +51,11 @@ def add_stats(hop: HttpHop, proxy: GrpcProxy) -> None:
     """Serve it on this hop, also when that takes no more requests."""
 
     @hop.app.get("/stats")
-    def stats() -> flask.Response:
+    async def stats() -> flask.Response:
         call = Call(flask.g.request_id, _SECONDS, flask.g.clock)
-        return hop.answer(statistics(proxy.ask("GetStats", pb.GetStatsRequest(), call, caller.current())), call.clock)
+        return hop.answer(
+            statistics(await proxy.ask("GetStats", pb.GetStatsRequest(), call, caller.current())), call.clock
+        )
 
 
 def statistics(message: pb.GetStatsResponse) -> Stats:

@@ -23,6 +23,7 @@ from lambdalm.events import (
     StreamEvent,
     TextDelta,
     Tokens,
+    ToolCall,
     ToolCallDelta,
     Usage,
 )
@@ -155,6 +156,21 @@ def answer_to_proto(answer: Answer) -> pb.LLMResponse:
     )
 
 
+def answer_from_proto(message: pb.LLMResponse) -> Answer:
+    """The answer in a message; raises `LlmError(INTERNAL)` for an end that this version does not know."""
+    return Answer(
+        id=message.id,
+        model=message.model,
+        text=message.text,
+        finish_reason=_reason(message.finish_reason),
+        reasoning=message.reasoning or None,
+        tool_calls=tuple(ToolCall(call.id or None, call.name or None, call.arguments) for call in message.tool_calls),
+        usage=usage_from_proto(message.usage) if message.HasField("usage") else None,
+        timings=_timings_from_proto(message.timings),
+        session_id=message.session_id or None,
+    )
+
+
 def _known(table: Mapping[int, _T], field: str, number: int) -> _T:
     if number not in table:
         raise invalid(field, f"this version does not know the value {number}")
@@ -188,7 +204,7 @@ def _given(message: Any, field: str) -> Any:
 
 def _reason(number: int) -> FinishReason:
     if number not in _REASONS_BACK:
-        raise LlmError(Code.INTERNAL, f"the stream ends with the unknown finish reason {number}")
+        raise LlmError(Code.INTERNAL, f"the answer ends with the unknown finish reason {number}")
     return _REASONS_BACK[number]
 
 
