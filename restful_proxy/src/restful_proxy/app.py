@@ -25,7 +25,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def add_routes(hop: HttpHop, proxy: GrpcProxy) -> None:
-    """Serve the edge on this hop."""
+    """Serve the edge on this hop. What says how things are is answered also while the hop takes no more requests."""
+    hop.open_paths |= {"/healthz", "/readyz", "/chain", "/stats"}
     add_query(
         hop,
         lambda request, call: proxy.generate(request, call, caller.current()),

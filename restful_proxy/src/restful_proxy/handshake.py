@@ -45,7 +45,7 @@ class Inspector:
         self._stale = -math.inf
 
     async def fault(self) -> str | None:
-        """What is wrong; None when nothing is, when the proxy does not answer, or when that is not known in a second."""
+        """What is wrong; None when nothing is, when the proxy does not answer, or when that takes over a second."""
         examination = self._examination
         if examination is None or (examination.done() and time.monotonic() >= self._stale):
             examination = self._examination = asyncio.create_task(self._examine())

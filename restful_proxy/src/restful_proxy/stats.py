@@ -53,9 +53,8 @@ def add_stats(hop: HttpHop, proxy: GrpcProxy) -> None:
     @hop.app.get("/stats")
     async def stats() -> flask.Response:
         call = Call(flask.g.request_id, _SECONDS, flask.g.clock)
-        return hop.answer(
-            statistics(await proxy.ask("GetStats", pb.GetStatsRequest(), call, caller.current())), call.clock
-        )
+        found = await proxy.ask("GetStats", pb.GetStatsRequest(), call, caller.current())
+        return hop.answer(statistics(found), call.clock)
 
 
 def statistics(message: pb.GetStatsResponse) -> Stats:
