@@ -10,18 +10,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2_grpc
 
 from lambdalm.testing.chain import Chain, free_ports
 from lambdalm_proto.v1 import llm_pb2 as pb
-from lambdalm_proto.v1 import llm_pb2_grpc
 
 WAIT = 45  # seconds until a test that waits has failed
 
 LINES: list[str] = []
 """What the edge that was started last has logged."""
 
-Play = Callable[[pb.LLMRequest, Any], Iterator[pb.LLMStreamEvent]]
+Play = Callable[[pb.LLMRequest, Any], Iterator[pb.LLMStreamEvent | bytes]]
+Reply = Callable[[pb.LLMRequest, Any], pb.LLMResponse | bytes]
 
 
 class Health(health.HealthServicer):
@@ -37,16 +38,20 @@ class Health(health.HealthServicer):
         return super().Check(request, context)
 
 
-class Proxy(llm_pb2_grpc.LlmServiceServicer):
-    """A gRPC proxy whose GenerateStream is `play`; `left` is set when the call is over. Credentials are for TLS."""
+class Proxy:
+    """A gRPC proxy whose GenerateStream is `play` and whose Generate is `answer`; bytes go out as they are.
+
+    `left` is set when a call is over. Credentials are for TLS.
+    """
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.play: Play = lambda request, context: iter(())
+        self.answer: Reply = lambda request, context: pb.LLMResponse()
         self.requests: list[pb.LLMRequest] = []
         self.left = threading.Event()
         self.health = Health()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
-        llm_pb2_grpc.add_LlmServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers((self._handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.target = f"127.0.0.1:{listen(self._server, credentials)}"
 
@@ -58,15 +63,35 @@ class Proxy(llm_pb2_grpc.LlmServiceServicer):
         finally:
             self._server.stop(0).wait()
 
-    def GenerateStream(self, request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent]:  # noqa: N802
+    def _handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        parse = pb.LLMRequest.FromString
+        methods = {
+            "Generate": grpc.unary_unary_rpc_method_handler(self._generate, parse, _wire),
+            "GenerateStream": grpc.unary_stream_rpc_method_handler(self._generate_stream, parse, _wire),
+        }
+        service = pb.DESCRIPTOR.services_by_name["LlmService"].full_name
+        return grpc.method_handlers_generic_handler(service, methods)
+
+    def _generate(self, request: pb.LLMRequest, context: Any) -> pb.LLMResponse | bytes:
+        self._came(request, context)
+        return self.answer(request, context)
+
+    def _generate_stream(self, request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent | bytes]:
+        self._came(request, context)
+        yield from self.play(request, context)
+
+    def _came(self, request: pb.LLMRequest, context: Any) -> None:
         self.requests.append(request)
         if not context.add_callback(self.left.set):
             self.left.set()
-        yield from self.play(request, context)
 
     def hold(self) -> None:
         """Say nothing until the caller has left."""
         self.left.wait(20 * WAIT)
+
+
+def _wire(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def listen(server: grpc.Server, credentials: grpc.ServerCredentials | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import os
@@ -9,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ class Files:
         new.replace(path)
         return str(path)
 
+    def spoil(self, path: str) -> None:
+        Path(path).write_text("no certificate", encoding="utf-8")
+
     def identity(self, leaf: trustme.LeafCert, name: str = "edge") -> dict[str, str]:
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
@@ -88,42 +91,43 @@ def serving(leaf: trustme.LeafCert, client_ca: trustme.CA | None = None) -> Iter
         yield proxy
 
 
-@contextlib.contextmanager
-def edge(proxy: Proxy, **section: Any) -> Iterator[GrpcProxy]:
+@contextlib.asynccontextmanager
+async def edge(proxy: Proxy, **section: Any) -> AsyncIterator[GrpcProxy]:
     made = GrpcProxy(GrpcConfig(target=proxy.target, tls=TlsConfig(enabled=True, **section)))
     try:
         yield made
     finally:
-        made.close()
+        await made.close()
 
 
-def stream(made: GrpcProxy) -> Iterator[StreamEvent]:
-    return made.stream(ChatRequest(prompt="hi"), Call("r1", 10 * WAIT, HopClock("edge")), Caller())
+async def stream(made: GrpcProxy) -> AsyncIterator[StreamEvent]:
+    async for batch in made.stream(ChatRequest(prompt="hi"), Call("r1", 10 * WAIT, HopClock("edge")), Caller()):
+        for event in batch:
+            yield event
 
 
-def text(made: GrpcProxy) -> str:
-    return "".join(event.text for event in stream(made) if isinstance(event, TextDelta))
+async def text(made: GrpcProxy) -> str:
+    return "".join([event.text async for event in stream(made) if isinstance(event, TextDelta)])
 
 
-def refusal(made: GrpcProxy) -> LlmError:
+async def refusal(made: GrpcProxy) -> LlmError:
     with pytest.raises(LlmError) as raised:
-        next(stream(made))
+        await anext(stream(made))
     assert raised.value.code is Code.UNAVAILABLE
     return raised.value
 
 
-def test_with_a_good_certificate_it_works(ca: trustme.CA, files: Files) -> None:
-    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=files.authority(ca)) as made:
-        assert text(made) == "Paris"
-        assert made.healthy(WAIT) is None
+async def test_with_a_good_certificate_it_works(ca: trustme.CA, files: Files) -> None:
+    with serving(ca.issue_cert("127.0.0.1")) as proxy:
+        async with edge(proxy, ca_path=files.authority(ca)) as made:
+            assert await text(made) == "Paris"
+            assert await made.healthy(WAIT) is None
 
 
-def test_the_name_to_expect_can_be_said(ca: trustme.CA, files: Files) -> None:
-    with (
-        serving(ca.issue_cert("proxy.example")) as proxy,
-        edge(proxy, ca_path=files.authority(ca), server_name="proxy.example") as made,
-    ):
-        assert text(made) == "Paris"
+async def test_the_name_to_expect_can_be_said(ca: trustme.CA, files: Files) -> None:
+    with serving(ca.issue_cert("proxy.example")) as proxy:
+        async with edge(proxy, ca_path=files.authority(ca), server_name="proxy.example") as made:
+            assert await text(made) == "Paris"
 
 
 BAD: dict[str, tuple[Callable[[trustme.CA, trustme.CA], trustme.LeafCert], str]] = {
@@ -148,61 +152,58 @@ BAD: dict[str, tuple[Callable[[trustme.CA, trustme.CA], trustme.LeafCert], str]]
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_certificate_is_refused_and_the_cause_named(
+async def test_a_bad_certificate_is_refused_and_the_cause_named(
     ca: trustme.CA, other_ca: trustme.CA, files: Files, kind: str
 ) -> None:
     issue, says = BAD[kind]
     path = files.authority(ca)
-    with serving(issue(ca, other_ca)) as proxy, edge(proxy, ca_path=path) as made:
-        says = says.format(target=proxy.target, ca_path=path)
-        error = refusal(made)
-        assert (error.message, error.origin, error.retry_after) == (says, "proxy", 1)
-        assert made.healthy(WAIT) == says
+    with serving(issue(ca, other_ca)) as proxy:
+        async with edge(proxy, ca_path=path) as made:
+            says = says.format(target=proxy.target, ca_path=path)
+            error = await refusal(made)
+            assert (error.message, error.origin, error.retry_after) == (says, "proxy", 1)
+            assert await made.healthy(WAIT) == says
         assert proxy.requests == []
 
 
-def test_a_proxy_without_tls_is_told_so_and_gets_nothing_in_the_clear(
-    ca: trustme.CA, files: Files, proxy: Proxy
-) -> None:
-    with edge(proxy, ca_path=files.authority(ca)) as made:
-        assert "does not speak TLS" in refusal(made).message
+async def test_a_proxy_without_tls_gets_nothing_in_the_clear(ca: trustme.CA, files: Files, proxy: Proxy) -> None:
+    async with edge(proxy, ca_path=files.authority(ca)) as made:
+        assert "does not speak TLS" in (await refusal(made)).message
     assert proxy.requests == []
 
 
-def test_nobody_there_is_not_taken_for_a_fault_of_tls(ca: trustme.CA, files: Files) -> None:
+async def test_a_proxy_that_is_gone_is_no_tls_fault(ca: trustme.CA, files: Files) -> None:
     with serving(ca.issue_cert("127.0.0.1")) as gone:
         pass
-    with edge(gone, ca_path=files.authority(ca)) as made:
-        assert "cannot be reached" in refusal(made).message
+    async with edge(gone, ca_path=files.authority(ca)) as made:
+        assert "cannot be reached" in (await refusal(made)).message
 
 
-def test_with_mtls_a_stranger_is_refused_and_told_what_is_missing(
+async def test_mtls_refuses_a_stranger_and_says_what_is_missing(
     ca: trustme.CA, other_ca: trustme.CA, files: Files
 ) -> None:
     path = files.authority(ca)
     known = files.identity(ca.issue_cert("edge.example"))
     stranger = files.identity(other_ca.issue_cert("edge.example"), "stranger")
+    not_accepted = f"it does not accept the client certificate in {stranger['cert_path']}"
     with serving(ca.issue_cert("127.0.0.1"), client_ca=ca) as proxy:
-        with edge(proxy, ca_path=path) as made:
-            assert "it wants a client certificate" in refusal(made).message
-        with edge(proxy, ca_path=path, **stranger) as made:
-            assert f"it does not accept the client certificate in {stranger['cert_path']}" in refusal(made).message
+        async with edge(proxy, ca_path=path) as made:
+            assert "it wants a client certificate" in (await refusal(made)).message
+        async with edge(proxy, ca_path=path, **stranger) as made:
+            assert not_accepted in (await refusal(made)).message
         assert proxy.requests == []
-        with edge(proxy, ca_path=path, **known) as made:
-            assert text(made) == "Paris"
+        async with edge(proxy, ca_path=path, **known) as made:
+            assert await text(made) == "Paris"
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """The files are looked at once a second, and nothing tells when."""
-    deadline, tick = time.monotonic() + WAIT, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        tick.wait(0.05)
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """The files are examined once a second."""
+    async with asyncio.timeout(WAIT):
+        while not await holds():  # noqa: ASYNC110  # files send no event
+            await asyncio.sleep(0.05)
 
 
-def test_new_files_count_without_a_restart_and_a_stream_that_has_begun_goes_on(
-    ca: trustme.CA, other_ca: trustme.CA, files: Files
-) -> None:
+async def test_new_files_count_and_begun_streams_go_on(ca: trustme.CA, other_ca: trustme.CA, files: Files) -> None:
     go_on = threading.Event()
 
     def play(request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent]:
@@ -211,47 +212,66 @@ def test_new_files_count_without_a_restart_and_a_stream_that_has_begun_goes_on(
             if event == TextDelta("Par") and len(proxy.requests) == 1:
                 go_on.wait(WAIT)
 
-    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=files.authority(ca)) as made:
-        proxy.play = play
-        begun = stream(made)
-        assert [next(begun), next(begun)] == EVENTS[:2]
-        files.authority(other_ca)
-        until(lambda: "not signed by" in (made.healthy(WAIT) or ""))
-        files.authority(ca)
-        until(lambda: made.healthy(WAIT) is None)
-        go_on.set()
-        assert list(begun) == EVENTS[2:]
-        assert text(made) == "Paris"
+    with serving(ca.issue_cert("127.0.0.1")) as proxy:
+        async with edge(proxy, ca_path=files.authority(ca)) as made:
+
+            async def refused() -> bool:
+                return "not signed by" in (await made.healthy(WAIT) or "")
+
+            async def healthy() -> bool:
+                return await made.healthy(WAIT) is None
+
+            proxy.play = play
+            begun = stream(made)
+            assert [await anext(begun), await anext(begun)] == EVENTS[:2]
+            files.authority(other_ca)
+            await until(refused)
+            files.authority(ca)
+            await until(healthy)
+            go_on.set()
+            assert [event async for event in begun] == EVENTS[2:]
+            assert await text(made) == "Paris"
 
 
-def test_files_that_make_no_sense_leave_the_old_ones_in_use(
+async def test_unusable_files_leave_the_old_ones_in_use(
     ca: trustme.CA, files: Files, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = files.authority(ca)
-    with serving(ca.issue_cert("127.0.0.1")) as proxy, edge(proxy, ca_path=path) as made:
-        Path(path).write_text("no certificate", encoding="utf-8")
-        looked = made._link._look_again
-        until(lambda: made.healthy(WAIT) is not None or made._link._look_again > looked)
-        assert text(made) == "Paris"
+    with serving(ca.issue_cert("127.0.0.1")) as proxy:
+        async with edge(proxy, ca_path=path) as made:
+
+            async def examined() -> bool:
+                await made.healthy(WAIT)
+                return made._link._stamps == tls.stamps(TlsConfig(enabled=True, ca_path=path))
+
+            files.spoil(path)
+            await until(examined)
+            assert await text(made) == "Paris"
     capfd.readouterr()  # the warning
 
 
-def test_many_failures_at_once_are_looked_into_once(ca: trustme.CA, files: Files) -> None:
+async def test_many_failures_at_once_are_examined_once(ca: trustme.CA, files: Files) -> None:
     config = TlsConfig(enabled=True, ca_path=files.authority(ca))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         inspector = Inspector(f"127.0.0.1:{silent.getsockname()[1]}", config)
-        threads = [threading.Thread(target=inspector.fault) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        found = await asyncio.gather(*(inspector.fault() for _ in range(20)))
+        assert found == [None] * 20
         silent.setblocking(False)
-        came = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                silent.accept()[0].close()
-                came += 1
-    assert 1 <= came < 10
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+async def test_the_loop_goes_on_while_tls_is_examined(ca: trustme.CA, files: Files) -> None:
+    config = TlsConfig(enabled=True, ca_path=files.authority(ca))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        inspector = Inspector(f"127.0.0.1:{silent.getsockname()[1]}", config)
+        examination = asyncio.create_task(inspector.fault())
+        connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+        assert not examination.done()
+        connection.close()
+        await examination
 
 
 def test_a_section_that_cannot_be_meant_is_refused_by_its_key(ca: trustme.CA, files: Files, tmp_path: Path) -> None:

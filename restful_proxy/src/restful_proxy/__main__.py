@@ -17,7 +17,8 @@ from lambdalm.http.server import serve as serve_http
 from restful_proxy import tls
 from restful_proxy.app import add_routes
 from restful_proxy.config import Config
-from restful_proxy.upstream import PROXY, GrpcProxy
+from restful_proxy.link import PROXY
+from restful_proxy.upstream import GrpcProxy
 
 HOP = "edge"
 

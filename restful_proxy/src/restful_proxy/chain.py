@@ -12,7 +12,8 @@ from lambdalm.errors import Code, LlmError
 from lambdalm.http.app import HttpHop
 from lambdalm_proto.v1 import llm_pb2 as pb
 from restful_proxy import caller
-from restful_proxy.upstream import PROXY, GrpcProxy
+from restful_proxy.link import PROXY
+from restful_proxy.upstream import GrpcProxy
 
 _SECONDS = 2.0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lambdalm.events import StreamEvent, join
 from lambdalm.rpc import messages
+from restful_proxy.link import unreadable
 
 _AHEAD = 16  # messages
 
@@ -56,6 +57,8 @@ class EventReader:
                 if not headed:
                     headed = True
                     self._head(await self._rpc.initial_metadata())  # it has come before the message
+                if message is None:
+                    raise unreadable()
                 self._events.append(messages.event_from_proto(message))
                 self._came.set()
                 if len(self._events) >= _AHEAD:

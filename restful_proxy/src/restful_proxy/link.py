@@ -11,16 +11,20 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2_grpc
 
 from lambdalm import logs
-from lambdalm.errors import LlmError
+from lambdalm.errors import Code, LlmError
 from lambdalm_proto.v1 import llm_pb2_grpc
 from restful_proxy import tls
 from restful_proxy.config import GrpcConfig
+
+PROXY = "proxy"
 
 _EXAMINE_SECONDS = 1.0  # between two examinations of the files
 _RETIRED_SECONDS = 3600.0  # calls have deadlines: by then all have ended
@@ -31,9 +35,16 @@ _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 _log = logs.get(__name__)
 
+Parse = Callable[[bytes], Message | None]
+
+
+def unreadable() -> LlmError:
+    """The INTERNAL for an answer of the proxy that is no message of llm.proto."""
+    return LlmError(Code.INTERNAL, "the gRPC proxy sent a message that cannot be read", origin=PROXY)
+
 
 class Stubs(NamedTuple):
-    """A channel and the services on it."""
+    """A channel and the services on it. LlmService answers None where the proxy sent what cannot be read."""
 
     channel: grpc.aio.Channel
     llm: Any
@@ -105,8 +116,31 @@ def _open(config: GrpcConfig, credentials: grpc.ChannelCredentials | None) -> St
         channel = grpc.aio.secure_channel(target, credentials, options)
     else:
         channel = grpc.aio.insecure_channel(target, options)
-    llm = llm_pb2_grpc.LlmServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+    llm = llm_pb2_grpc.LlmServiceStub(_LenientChannel(channel))  # type: ignore[no-untyped-call]  # generated
     return Stubs(channel, llm, health_pb2_grpc.HealthStub(channel))
+
+
+class _LenientChannel:
+    """A channel whose answers are None where they cannot be read: so they are with gRPC too, which logs a traceback."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, response_deserializer: Parse, **more: Any) -> Any:
+        return self._channel.unary_unary(method, response_deserializer=_lenient(response_deserializer), **more)
+
+    def unary_stream(self, method: str, response_deserializer: Parse, **more: Any) -> Any:
+        return self._channel.unary_stream(method, response_deserializer=_lenient(response_deserializer), **more)
+
+
+def _lenient(parse: Parse) -> Parse:
+    def parse_or_none(raw: bytes) -> Message | None:
+        try:
+            return parse(raw)
+        except DecodeError:
+            return None
+
+    return parse_or_none
 
 
 def _options(config: GrpcConfig) -> list[tuple[str, int | str]]:

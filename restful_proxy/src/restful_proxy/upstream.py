@@ -26,9 +26,7 @@ from restful_proxy.caller import Caller, Metadata
 from restful_proxy.config import GrpcConfig
 from restful_proxy.event_reader import EventReader
 from restful_proxy.handshake import Inspector
-from restful_proxy.link import Link
-
-PROXY = "proxy"
+from restful_proxy.link import PROXY, Link, unreadable
 
 _ASK_SECONDS = 5.0
 
@@ -111,6 +109,8 @@ class GrpcProxy:
             self._check_cancelled()
             raise
         caller.answered(await rpc.trailing_metadata())
+        if found is None:
+            raise unreadable()
         return found
 
     def _check_cancelled(self) -> None:
