@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import grpc
 
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Finished, FinishReason, Heartbeat, Started, TextDelta, Tokens
+from lambdalm.events import Finished, FinishReason, Heartbeat, Started, TextDelta, Tokens, collect
 from lambdalm.rpc import messages, status
 from lambdalm.timings import HopTiming, encode
 from lambdalm_proto.v1 import llm_pb2 as pb
@@ -66,9 +66,8 @@ class FakeProxy(llm_pb2_grpc.LlmServiceServicer):
         yield messages.event_to_proto(Finished(FinishReason.STOP, Tokens(3, 5)))
 
     def Generate(self, request: pb.LLMRequest, context: Any) -> pb.LLMResponse:  # noqa: N802
-        events = list(map(messages.event_from_proto, self.GenerateStream(request, context)))
-        text = "".join(event.text for event in events if isinstance(event, TextDelta))
-        return pb.LLMResponse(id="r1", model="fake", text=text, finish_reason=pb.FINISH_REASON_STOP)
+        events = map(messages.event_from_proto, self.GenerateStream(request, context))
+        return messages.answer_to_proto(collect(events))
 
     def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:  # noqa: N802
         caller = self._caller(context)
