@@ -17,8 +17,8 @@ from tests.conftest import events_of, health, idle, pass_first_delta, post, unti
 def send_and_keep(port: int, body: str) -> socket.socket:
     """A request sent by hand, its socket kept open."""
     sock = socket.create_connection(("127.0.0.1", port))
-    head = f"POST /query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    sock.sendall(f"{head}{body}".encode())
+    head = "POST /query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return sock
 
 

@@ -15,6 +15,7 @@ class TestConfig(ConfigContract):
         ("LLM_HOST", "::1", "listen.host", "::1"),
         ("LLM_PORT", "1234", "listen.port", 1234),
         ("LLM_ALLOW_PUBLIC", "true", "listen.allow_public", True),
+        ("NUM_WORKERS", "3", "workers", 3),
         ("LLM_MAX_CONNECTIONS", "7", "limits.max_in_flight", 7),
         ("DRAIN_PAUSE", "2.5", "limits.drain_pause", 2.5),
         ("LLM_ALLOWED_HOSTS", "llm.example,.example.org", "limits.allowed_hosts", "llm.example,.example.org"),
@@ -40,6 +41,7 @@ class TestConfig(ConfigContract):
         ("max_connections: 4096", "max_connections: 0", "limits.max_connections"),
         ("keepalive_seconds: 10", "keepalive_seconds: 9.9", "grpc.keepalive_seconds"),
         (":${GRPC_PORT:-50051}", "", "grpc.target"),
+        ("workers: ${NUM_WORKERS:-1}", "workers: 257", "workers"),
         ("${LLM_MAX_CONNECTIONS:-64}", "10001", "limits.max_in_flight"),
         ("${LLM_ALLOW_PUBLIC:-false}", "maybe", "listen.allow_public"),
         ("${LLM_HOST:-127.0.0.1}", "0.0.0.0", "listen"),
@@ -47,6 +49,7 @@ class TestConfig(ConfigContract):
     ]
     nonsense_environment = [
         ("LLM_MAX_CONNECTIONS", "-1", "max_in_flight"),
+        ("NUM_WORKERS", "0", "workers"),
         ("GRPC_PORT", "x", "grpc.target"),
         ("GRPC_USE_TLS", "perhaps", "grpc.tls.enabled"),
     ]

@@ -42,7 +42,7 @@ async def open_hop(config: Config, lifecycle: Lifecycle) -> AsyncIterator[HttpHo
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
     tls.check(config.grpc.tls)
-    serve_http(partial(open_hop, config), config.listen, config.limits)
+    serve_http(partial(open_hop, config), config.listen, config.limits, config.workers)
 
 
 def test(config: Config) -> str:
