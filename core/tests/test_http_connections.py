@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from psutil import Process
 
-from lambdalm.events import Finished
+from lambdalm.events import Finished, Started, TextDelta, Usage
+from lambdalm.stream import EventReader
 
 from .hop import Connection, Hop, query_bytes, request_bytes, running
 
@@ -174,3 +175,30 @@ def test_a_body_in_tiny_chunks_is_read_while_they_are_few(hop: Hop) -> None:
             chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in json.dumps(body).encode())
             connection.send(request_bytes("POST", "/query", CHUNKED) + chunks + b"0\r\n\r\n")
             assert connection.answer().status == status
+
+
+# Other ways to ask
+
+
+def test_a_stream_over_http_1_0_has_no_chunks(hop: Hop) -> None:
+    with hop.connect() as connection:
+        connection.send(query_bytes({**ASK, "stream": True}).replace(b" HTTP/1.1", b" HTTP/1.0"))
+        head, _, body = connection.rest().partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert [type(event) for event in EventReader().feed(body)] == [Started, TextDelta, Usage, Finished]
+
+
+def test_http_1_0_has_no_100_continue(hop: Hop) -> None:
+    with hop.connect() as connection:
+        connection.send(query_bytes(ASK, Expect="100-continue").replace(b" HTTP/1.1", b" HTTP/1.0"))
+        assert connection.rest().startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_refusal_before_100_continue_closes(hop: Hop) -> None:
+    """The client may send its body now or its next request: who cannot tell must not guess."""
+    head = {**LOCAL, "Content-Type": "text/plain", "Content-Length": "5", "Expect": "100-continue"}
+    with hop.connect() as connection:
+        connection.send(request_bytes("POST", "/query", head))
+        received = connection.rest()
+    assert received.startswith(b"HTTP/1.1 415 ")
+    assert b"\r\nconnection: close\r\n" in received

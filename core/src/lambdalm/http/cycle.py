@@ -41,7 +41,7 @@ class Cycle(RequestResponseCycle):
             access_log=False,
             default_headers=connection.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=connection.expect_100_continue,
+            expect_100_continue=connection.expect_100_continue and scope["http_version"] != "1.0",
             keep_alive=keep_alive,
             on_response=connection.on_response_complete,
         )
@@ -54,6 +54,7 @@ class Cycle(RequestResponseCycle):
         self.refusal: LlmError | None = None
         self.closes = False
         """Whether the connection closes after the answer; known when the answer has been written."""
+        self._until_close = False  # HTTP/1.0 has no chunks: the end of the connection ends a stream
 
     def refuse(self, refusal: LlmError) -> None:
         """The body will not be had: raise `refusal` where it is awaited. The connection closes after the answer."""
@@ -78,13 +79,22 @@ class Cycle(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """As ASGI has it. The connection, not uvicorn, closes after the answer: the body may still be under way."""
-        if not self.response_started and self.more_body and self.length > _MOST_TO_DISCARD:
-            self.keep_alive = False
+        if not self.response_started:
+            self._start(message["headers"])
+        elif self._until_close:
+            self.expected_content_length = len(message["body"])
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.closes = not self.keep_alive
             self.keep_alive = True
         await super().send(message)
 
+    def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if self.more_body and (self.length > _MOST_TO_DISCARD or self.waiting_for_100_continue):
+            self.keep_alive = False  # a client that waits for "100 Continue" may send its next request instead of a body
+        if self.scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in headers):
+            self._until_close = True
+            self.chunked_encoding = False
+
     def write_last(self, piece: bytes) -> None:
-        """One more piece of a chunked body, also when its reader takes nothing now."""
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        """One more piece of a stream's body, also when its reader takes nothing now."""
+        self.transport.write(piece if self._until_close else b"%x\r\n%b\r\n" % (len(piece), piece))
