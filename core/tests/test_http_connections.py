@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from psutil import Process
 
-from lambdalm.events import Finished, Started, TextDelta, Usage
+from lambdalm.events import Finished, Started, TextDelta, Tokens, Usage
 from lambdalm.stream import EventReader
 
-from .hop import Connection, Hop, query_bytes, request_bytes, running
+from .hop import Connection, Hop, Stream, query_bytes, request_bytes, running
 
 MIB = 2**20
 ASK = {"prompt": "hello"}
@@ -202,3 +203,24 @@ def test_a_refusal_before_100_continue_closes(hop: Hop) -> None:
         received = connection.rest()
     assert received.startswith(b"HTTP/1.1 415 ")
     assert b"\r\nconnection: close\r\n" in received
+
+
+# Readers that pause
+
+
+def until_it_waits(hop: Hop) -> None:
+    """Return when the hop has used no CPU for half a second: its only client takes nothing."""
+    process, used, idle = Process(hop.pid), -1.0, 0
+    while idle < 5:
+        select.select([], [], [], 0.1)
+        idle = idle + 1 if used == (used := sum(process.cpu_times()[:2])) else 0
+
+
+def test_a_reader_that_pauses_gets_its_whole_stream(hop: Hop) -> None:
+    body = {"prompt": "x", "model": "flood", "max_tokens": 2_000_000, "stream": True}
+    with hop.connect(receive_buffer=4096) as connection:
+        connection.send(query_bytes(body))
+        until_it_waits(hop)
+        *_, end = Stream(connection.answer()).rest()
+    assert isinstance(end, Finished)
+    assert end.usage == Tokens(1, 2_000_000)

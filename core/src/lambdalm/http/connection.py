@@ -391,7 +391,7 @@ class Connection(HttpToolsProtocol):
 
     def _takes_nothing(self, now: float) -> bool:
         size, (before, since) = self.transport.get_write_buffer_size(), self._unsent
-        if size == 0 or size < before:
+        if before == 0 or size < before:
             since = now
         self._unsent = (size, since)
         return size > 0 and now - since >= self.shared.limits.write_seconds
