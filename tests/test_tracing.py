@@ -17,7 +17,8 @@ from lambdalm_proto.v1 import llm_pb2_grpc
 from tests.conftest import events_of, frames, pass_first_delta, post
 
 EDGE = ("lambdalm-edge", "POST /query", "server")
-PROXY = ("lambdalm-proxy", "lambdalm.v1.LlmService/GenerateStream", "server")
+STREAMED = ("lambdalm-proxy", "lambdalm.v1.LlmService/GenerateStream", "server")
+PLAIN = ("lambdalm-proxy", "lambdalm.v1.LlmService/Generate", "server")
 ATTEMPT = ("lambdalm-proxy", "POST", "client")
 BACKEND = ("lambdalm-backend", "POST /query", "server")
 MODEL = ("lambdalm-backend", "chat echo", "client")
@@ -84,7 +85,7 @@ def test_a_request_is_one_trace_below_its_callers(traced: Traced, stream: bool) 
     edge, proxy, attempt, backend, model = spans
     assert [what(span) for span in spans] == [
         EDGE,
-        PROXY,
+        STREAMED if stream else PLAIN,
         ATTEMPT,
         BACKEND,
         ("lambdalm-backend", "chat echo", "client"),
@@ -127,7 +128,7 @@ def test_a_request_that_is_refused_has_a_span_where_it_came_to(traced: Traced) -
     trace = new_trace()
     assert post(traced.chain.url, {"prompt": "x", "session_id": "unknown"}, headers=headers(trace)).status_code == 404
     spans = line(traced.collector.wait_for(trace, 2))
-    assert [what(span) for span in spans] == [EDGE, PROXY]
+    assert [what(span) for span in spans] == [EDGE, PLAIN]
     assert told(spans) == ["NOT_FOUND"] * 2
 
 

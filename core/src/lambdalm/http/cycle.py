@@ -90,7 +90,7 @@ class Cycle(RequestResponseCycle):
 
     def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
         if self.more_body and (self.length > _MOST_TO_DISCARD or self.waiting_for_100_continue):
-            self.keep_alive = False  # a client that waits for "100 Continue" may send its next request instead of a body
+            self.keep_alive = False  # one that waits for "100 Continue" may send its next request instead of a body
         if self.scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in headers):
             self._until_close = True
             self.chunked_encoding = False
