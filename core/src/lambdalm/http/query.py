@@ -60,10 +60,10 @@ async def _frames(
     clock: HopClock = flask.g.clock
     begun = False
     try:
-        with hop.call() as call:
+        with hop.call() as call, coalescer.stream() if coalescer is not None else contextlib.nullcontext():
             async with contextlib.aclosing(open_stream(request, call)) as source:
                 async for batch in _checked(source, clock):
-                    if coalescer is not None:
+                    if coalescer is not None and begun:
                         await _hold_back(batch, coalescer)
                     begun = True
                     yield b"".join(map(encode_event, batch))
