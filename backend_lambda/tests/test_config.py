@@ -18,6 +18,7 @@ class TestConfig(ConfigContract):
         ("BACKEND_TOKEN_FILE", "/t", "listen.token_file", "/t"),
         ("BACKEND_ALLOW_PUBLIC", "true", "listen.allow_public", True),
         ("BACKEND_MAX_IN_FLIGHT", "7", "limits.max_in_flight", 7),
+        ("BACKEND_ALLOWED_HOSTS", "a.example", "limits.allowed_hosts", "a.example"),
         ("BACKEND_FRAMES_PER_SECOND", "7", "stream.frames_per_second", 7),
         ("DRAIN_PAUSE", "2.5", "limits.drain_pause", 2.5),
         ("PROVIDER", "scripted", "provider.kind", "scripted"),

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import requests
 
+from backend_lambda.inference import Inference
 from backend_lambda.interactions import InteractionLog, InteractionsConfig, open_log
 from backend_lambda.providers.scripted import ScriptedProvider
-from backend_lambda.service import Backend
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
@@ -41,19 +41,19 @@ def _logging() -> None:
 
 
 class Logged:
-    """A backend whose interactions go to a file; `lines` closes it and reads them."""
+    """Generations whose interactions go to a file; `lines` closes it and reads them."""
 
     def __init__(self, path: Path, log: InteractionLog | None = None, **config: Any) -> None:
         self.path = path
         self.log = log or open_log(InteractionsConfig(path=str(path), **config))
-        self.backend = Backend(ScriptedProvider(), 4, 0, self.log)
+        self.inference = Inference(ScriptedProvider(), self.log)
 
     def stream(self, call: Call | None = None, **request: Any) -> Generator[StreamEvent, None, None]:
         asked = ChatRequest(**({} if "messages" in request else {"prompt": "hi"}) | request)
-        return self.backend.stream(asked, call or new_call())
+        return self.inference.stream(asked, call or new_call())
 
     def lines(self) -> list[dict[str, Any]]:
-        self.backend.close()
+        self.inference.close()
         return lines(self.path)
 
 
@@ -158,7 +158,7 @@ def test_a_bug_in_a_provider_is_logged_without_its_words(tmp_path: Path) -> None
             yield
 
     made = Logged(tmp_path / "log.jsonl")
-    made.backend.provider = Broken()
+    made.inference.provider = Broken()
     with pytest.raises(ZeroDivisionError):
         list(made.stream())
     (line,) = made.lines()
@@ -191,7 +191,7 @@ def test_full_keeps_no_more_of_an_answer_than_a_file_holds(tmp_path: Path) -> No
 def test_off_writes_nothing(tmp_path: Path) -> None:
     made = Logged(tmp_path / "log.jsonl", content="off")
     list(made.stream())
-    made.backend.close()
+    made.inference.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def test_a_full_file_is_renamed_and_so_many_are_kept(tmp_path: Path) -> None:
     made = Logged(tmp_path / "log.jsonl", max_bytes=400, backups=2)
     for number in range(9):
         list(made.stream(prompt=f"{number}" * 100))
-    made.backend.close()
+    made.inference.close()
     kept = sorted(tmp_path.iterdir())
     assert [path.name for path in kept] == ["log.jsonl", "log.jsonl.1", "log.jsonl.2"]
     assert [line["prompt"][0] for path in reversed(kept) for line in lines(path)] == ["6", "7", "8"]
@@ -211,7 +211,7 @@ def test_a_line_that_a_crash_has_cut_does_not_spoil_the_next(tmp_path: Path) -> 
     path.write_text('{"prompt": "who', encoding="utf-8")
     made = Logged(path)
     list(made.stream())
-    made.backend.close()
+    made.inference.close()
     torn, whole = path.read_text(encoding="utf-8").splitlines()
     assert torn == '{"prompt": "who'
     assert json.loads(whole)["prompt"] == "hi"
@@ -219,22 +219,22 @@ def test_a_line_that_a_crash_has_cut_does_not_spoil_the_next(tmp_path: Path) -> 
 
 FULL_DISK = """
 import resource, sys
+from backend_lambda.inference import Inference
 from backend_lambda.interactions import InteractionLog, InteractionsConfig
 from backend_lambda.providers.scripted import ScriptedProvider
-from backend_lambda.service import Backend
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.timings import HopClock
 
 log = InteractionLog(InteractionsConfig(path=sys.argv[1]))
-backend = Backend(ScriptedProvider(), 1, 0, log)
+inference = Inference(ScriptedProvider(), log)
 most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for prompt, room in (("first", most), ("second", 300), ("third", most)):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))  # bytes that a file may have
-    list(backend.stream(ChatRequest(prompt=prompt), Call("r1", 60, HopClock("backend"))))
+    list(inference.stream(ChatRequest(prompt=prompt), Call("r1", 60, HopClock("backend"))))
     assert log.flush(60)
-backend.close()
+inference.close()
 """
 
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_written_costs_one_warning_and_no_request(path: str, capl
     made = Logged(Path(path))
     for _ in range(3):
         assert list(made.stream())
-    made.backend.close()
+    made.inference.close()
     said = caplog.text
     assert said.count("the interaction log cannot be written") == 1
     assert path in said
@@ -281,7 +281,7 @@ def test_a_log_that_does_not_keep_up_drops_and_says_so(tmp_path: Path, caplog: p
     got: list[str] = []
     reader = threading.Thread(target=lambda: got.extend(fifo.read_text().splitlines()))
     reader.start()
-    made.backend.close()
+    made.inference.close()
     reader.join(WAIT)
     assert 2 <= len(got) <= 3  # one that the writer has taken, two in line
     assert json.loads(got[0])["prompt"] == "00"
@@ -306,7 +306,7 @@ def test_many_short_interactions_are_bounded_too(tmp_path: Path, caplog: pytest.
         list(made.stream(prompt="."))
     assert "interactions were dropped" in caplog.text
     threading.Thread(target=fifo.read_text, daemon=True).start()
-    made.backend.close()
+    made.inference.close()
 
 
 def test_the_file_is_for_its_owner_alone_and_a_new_one_is_made_where_it_is_taken_away(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_flush_returns_when_all_is_written(logged: Logged) -> None:
         list(logged.stream(prompt=str(number)))
     assert logged.log.flush(WAIT)
     assert [line["prompt"] for line in lines(logged.path)] == [str(number) for number in range(100)]
-    logged.backend.close()
+    logged.inference.close()
 
 
 def test_flush_does_not_wait_longer_than_it_may(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_flush_does_not_wait_longer_than_it_may(tmp_path: Path) -> None:
     list(made.stream())
     assert not made.log.flush(0.01)
     descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    made.backend.close()
+    made.inference.close()
     os.close(descriptor)
 
 
@@ -364,5 +364,5 @@ def test_a_server_that_is_stopped_has_written_all(tmp_path: Path) -> None:
 def test_a_path_of_a_dash_is_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     made = Logged(Path("-"))
     list(made.stream())
-    made.backend.close()
+    made.inference.close()
     assert json.loads(capfd.readouterr().out)["response"] == "hi"

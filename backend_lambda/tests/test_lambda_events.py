@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from backend_lambda.lambda_events import Reply, Request, is_http, last_segment, read, size, write
+from backend_lambda.lambda_events import Request, is_http, last_segment, read, size, write
 from lambdalm.errors import Code, LlmError
+from lambdalm.http.contract import Reply
 
 BODY = '{"prompt": "Grüße"}'
 

@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
-import atexit
-from collections.abc import Callable
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
-import flask
 
 from backend_lambda import model_commands
 from backend_lambda.app import add_routes
 from backend_lambda.config import Config
+from backend_lambda.inference import make_inference
 from backend_lambda.providers.table import PROVIDERS
-from backend_lambda.service import make_backend
+from backend_lambda.service import Backend
 from lambdalm import logs, tracing
 from lambdalm.commands import LOG_LEVEL, PORT, Command, Flag, Service, service_cli
-from lambdalm.web import bearer
-from lambdalm.web.app import HttpHop
-from lambdalm.web.server import serve as serve_web
-from lambdalm.web.worker import Lifecycle
+from lambdalm.http import bearer
+from lambdalm.http.admission import Lifecycle
+from lambdalm.http.app import HttpHop
+from lambdalm.http.server import serve as serve_http
 
 HOP = "backend"
 
+T = TypeVar("T")
 
-def make_app(config: Config, lifecycle: Lifecycle) -> flask.Flask:
-    """The app, in the process that serves: engines do not survive a fork."""
+
+@contextlib.asynccontextmanager
+async def opened(config: Config, lifecycle: Lifecycle) -> AsyncIterator[HttpHop]:
+    """The hop, with the engine started; raises LlmError where that cannot be."""
     tracing.start(HOP)
     token = config.listen.secret()
-    backend = make_backend(config)
-    atexit.register(backend.close)
-    hop = HttpHop(HOP, config.limits, lifecycle)
-    if token is not None:
-        bearer.require(hop.app, token)
-    add_routes(hop, backend, config)
-    logs.get(__name__).info("ready", provider=backend.provider.name, model=backend.provider.models()[0].id)
-    return hop.app
+    inference = await _in_daemon_thread(lambda: make_inference(config))
+    backend = Backend(inference, config.provider.slots, config.provider.queue)
+    try:
+        hop = HttpHop(HOP, config.limits, lifecycle)
+        if token is not None:
+            bearer.require(hop.app, token)
+        add_routes(hop, backend, config)
+        model = (await backend.models()).models[0].id
+        logs.get(__name__).info("ready", provider=inference.provider.name, model=model)
+        yield hop
+    finally:
+        await backend.close()
+
+
+async def _in_daemon_thread(make: Callable[[], T]) -> T:
+    """What `make` gives. A server that is stopped while it loads its model does not wait for that thread."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: Callable[[], None]) -> None:
+        if not made.done():
+            outcome()
+
+    def run() -> None:
+        try:
+            result = make()
+        except BaseException as error:  # noqa: BLE001  # it is raised again on the loop
+            outcome = functools.partial(made.set_exception, error)
+        else:
+            outcome = functools.partial(made.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await made
 
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
-    serve_web(lambda lifecycle: make_app(config, lifecycle), config.listen, config.limits)
+    serve_http(lambda lifecycle: opened(config, lifecycle), config.listen, config.limits)
 
 
 def logged(run: Callable[..., str]) -> Callable[..., str]:

@@ -7,21 +7,20 @@ import flask
 from backend_lambda.config import Config
 from backend_lambda.service import Backend
 from lambdalm.coalesce import Coalescer
-from lambdalm.web.app import HttpHop
-from lambdalm.web.query import add_query
+from lambdalm.http.app import HttpHop
+from lambdalm.http.query import add_query
 
 
 def add_routes(hop: HttpHop, backend: Backend, config: Config) -> None:
     """Serve the backend on this hop."""
-    add_query(hop, backend.stream, Coalescer(config.stream.frames_per_second))
+    add_query(hop, backend.answer, backend.stream, Coalescer(config.stream.frames_per_second))
+    hop.open_paths |= {"/health", "/models"}
 
     @hop.app.get("/health")
-    def health() -> flask.Response:
-        found = backend.health(draining=hop.lifecycle.draining.is_set())
-        response = hop.answer(found, flask.g.clock)
-        response.status_code = found.http_status
-        return response
+    async def health() -> flask.Response:
+        found = await backend.health(draining=hop.lifecycle.draining.is_set())
+        return hop.answer(found, flask.g.clock, found.http_status)
 
     @hop.app.get("/models")
-    def models() -> flask.Response:
-        return hop.answer(backend.models(), flask.g.clock)
+    async def models() -> flask.Response:
+        return hop.answer(await backend.models(), flask.g.clock)

@@ -4,44 +4,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from lambdalm import tracing
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import Finished, Started, StreamEvent, Tokens, Usage
-from lambdalm.tracing import Span
 
 _OPERATION = "chat"
 _WELL_KNOWN = {"bedrock": "aws.bedrock"}  # providers whose name there is not ours
 
 
-def chat_span(provider: str, request: ChatRequest, call: Call) -> Span:
-    """The span of this provider's answer; it begins now."""
-    known = {"gen_ai.operation.name": _OPERATION, "gen_ai.provider.name": _WELL_KNOWN.get(provider, provider)}
-    name = _OPERATION
-    if request.model is not None:
-        known["gen_ai.request.model"] = request.model
-        name = _name(request.model)
-    return tracing.span(name, "client", call.span.trace, known)
+class ChatSpan:
+    """The span of one generation of this provider, which begins now; an observer of the generation."""
 
+    def __init__(self, provider: str, request: ChatRequest, call: Call) -> None:
+        known = {"gen_ai.operation.name": _OPERATION, "gen_ai.provider.name": _WELL_KNOWN.get(provider, provider)}
+        name = _OPERATION
+        if request.model is not None:
+            known["gen_ai.request.model"] = request.model
+            name = _name(request.model)
+        self._span = tracing.span(name, "client", call.span.trace, known)
 
-def described(events: Iterator[StreamEvent], span: Span) -> Iterator[StreamEvent]:
-    """The same stream; the span learns what it says."""
-    return _described(events, span) if span.recording else events
+    @property
+    def recording(self) -> bool:
+        return self._span.recording
 
-
-def _described(events: Iterator[StreamEvent], span: Span) -> Iterator[StreamEvent]:
-    for event in events:
+    def accept(self, event: StreamEvent) -> None:
         match event:
             case Started(_, model):
-                span.rename(_name(model))
-                span.set({"gen_ai.response.model": model})
+                self._span.rename(_name(model))
+                self._span.set({"gen_ai.response.model": model})
             case Usage():
-                span.set(_tokens(event.tokens()))
+                self._span.set(_tokens(event.tokens()))
             case Finished(reason):
-                span.set({"gen_ai.response.finish_reasons": [reason.value]})
-        yield event
+                self._span.set({"gen_ai.response.finish_reasons": [reason.value]})
+
+    def end(self, failure: Exception | None) -> None:
+        if failure is not None:
+            self._span.failed(failure)
+        self._span.end()
 
 
 def _tokens(counted: Tokens) -> dict[str, int]:

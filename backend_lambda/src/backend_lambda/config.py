@@ -10,9 +10,9 @@ from msgspec import Meta
 from backend_lambda.interactions import InteractionsConfig
 from backend_lambda.providers.base import Provider
 from backend_lambda.providers.table import PROVIDERS
+from lambdalm.http.limits import Limits
 from lambdalm.listen import GuardedListen
 from lambdalm.logs import LogConfig
-from lambdalm.web.limits import Limits
 
 
 class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

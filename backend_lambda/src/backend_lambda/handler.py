@@ -12,27 +12,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from backend_lambda import lambda_events
 from backend_lambda.config import Config
-from backend_lambda.lambda_events import JSON, MAX_RESULT, Reply, Request
-from backend_lambda.service import Backend, make_backend
+from backend_lambda.health import health_of, probe
+from backend_lambda.inference import Inference, make_inference
+from backend_lambda.lambda_events import MAX_RESULT, Request
 from lambdalm import call as calls
 from lambdalm import config as configs
-from lambdalm import logs, sse, timings
+from lambdalm import logs, sse
 from lambdalm.call import Call
 from lambdalm.chat import decode_query
 from lambdalm.credentials import bears, no_token
-from lambdalm.errors import Code, ErrorBody, LlmError, bug, code_of_http_status, http_status
+from lambdalm.errors import Code, LlmError, bug, code_of_http_status, http_status
 from lambdalm.events import StreamEvent, collect, join, timed
-from lambdalm.stream import ErrorAnswer, encode_event
+from lambdalm.http import contract
+from lambdalm.http.contract import Reply
+from lambdalm.models import Models
+from lambdalm.stream import encode_event
 from lambdalm.timings import HopClock
 
 HOP = "backend"
@@ -60,7 +61,7 @@ class _Function(NamedTuple):
     config: Config
     token: str | None
     """What a request has to bear, but for health and for a direct invocation, which AWS has let through."""
-    backend: Backend
+    inference: Inference
 
 
 class _Asked(NamedTuple):
@@ -104,7 +105,7 @@ def _function() -> _Function:
     try:
         config = configs.load(Config, file, {}, {**_DEFAULTS, **os.environ}).value
         logs.configure(HOP, config.log)
-        return _Function(config, config.listen.secret(), make_backend(config))
+        return _Function(config, config.listen.secret(), make_inference(config))
     except configs.ConfigError as error:
         why = str(error)
     except LlmError as error:
@@ -133,7 +134,7 @@ def _route(asked: _Asked) -> Reply:
 
 def _query(asked: _Asked) -> Reply:
     limits, (_, _, headers, body) = asked.function.config.limits, asked.request
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != contract.JSON:
         return _refused(415, "send the body as JSON, with the header Content-Type: application/json", asked)
     if len(body) > limits.body_bytes:
         return _refused(413, f"the body is larger than {limits.body_bytes} bytes", asked)
@@ -142,28 +143,31 @@ def _query(asked: _Asked) -> Reply:
     query = decode_query(body)
     stream = query.stream or sse.CONTENT_TYPE in headers.get("accept", "")
     try:
-        with contextlib.closing(asked.function.backend.stream(query.request(), call)) as events:
+        with contextlib.closing(asked.function.inference.stream(query.request(), call)) as events:
             reply = _answered(timed(events, asked.clock), stream, asked)
     finally:
-        asked.function.backend.flush(_FLUSH_SECONDS)  # Lambda stops the process when it has the answer
+        asked.function.inference.flush(_FLUSH_SECONDS)  # Lambda stops the process when it has the answer
     _log.info("answered", request_id=asked.id, ms=asked.clock.total_ms())
     return reply
 
 
 def _answered(events: Iterator[StreamEvent], stream: bool, asked: _Asked) -> Reply:
     if not stream:
-        return _json(collect(events), 200, asked.id, asked.clock)
+        return contract.answer(collect(events), asked.id, asked.clock)
     frames = b"".join(encode_event(event) for event in join(events))
-    return Reply(200, {**_headers(sse.CONTENT_TYPE, asked.id, asked.clock), "Cache-Control": "no-store"}, frames)
+    return Reply(
+        200, {**contract.headers(sse.CONTENT_TYPE, asked.id, asked.clock), "Cache-Control": "no-store"}, frames
+    )
 
 
 def _health(asked: _Asked) -> Reply:
-    found = asked.function.backend.health()
-    return _json(found, found.http_status, asked.id, asked.clock)
+    provider, slots = asked.function.inference.provider, asked.function.config.provider.slots
+    found = health_of(provider, probe(provider), slots)
+    return contract.answer(found, asked.id, asked.clock, found.http_status)
 
 
 def _models(asked: _Asked) -> Reply:
-    return _json(asked.function.backend.models(), 200, asked.id, asked.clock)
+    return contract.answer(Models(list(asked.function.inference.provider.models())), asked.id, asked.clock)
 
 
 _ROUTES: dict[str, tuple[str, Callable[[_Asked], Reply]]] = {
@@ -176,12 +180,12 @@ _ROUTES: dict[str, tuple[str, Callable[[_Asked], Reply]]] = {
 def _failed(error: LlmError, id: str, clock: HopClock) -> Reply:
     status = http_status(error.at(HOP), HOP)
     _log.info("failed", request_id=id, status=status, **error.for_log(), ms=clock.total_ms())
-    return _error(error, status, id, clock)
+    return contract.failure(error, id, clock)
 
 
 def _refused(status: int, why: str, asked: _Asked) -> Reply:
     """What HTTP has a status for and the pipeline no code."""
-    return _error(LlmError(code_of_http_status(status), why, origin=HOP), status, asked.id, asked.clock)
+    return contract.failure(LlmError(code_of_http_status(status), why), asked.id, asked.clock, status)
 
 
 def _too_large(size: int) -> LlmError:
@@ -190,22 +194,3 @@ def _too_large(size: int) -> LlmError:
         f"the answer has {size} bytes and Lambda carries {MAX_RESULT}: ask for fewer max_tokens, or stream it through "
         "Lambda Web Adapter (docs/lambda.md)",
     )
-
-
-def _error(error: LlmError, status: int, id: str, clock: HopClock) -> Reply:
-    reply = _json(ErrorAnswer(ErrorBody.of(error), clock.timings()), status, id, clock)
-    if error.retry_after is not None:
-        reply.headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return reply
-
-
-def _json(body: object, status: int, id: str, clock: HopClock) -> Reply:
-    return Reply(status, _headers(JSON, id, clock), msgspec.json.encode(body) + b"\n")
-
-
-def _headers(content_type: str, id: str, clock: HopClock) -> dict[str, str]:
-    return {
-        "Content-Type": content_type,
-        "X-Request-Id": id,
-        "Server-Timing": timings.encode(clock.timings()),
-    }

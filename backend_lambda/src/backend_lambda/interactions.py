@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from msgspec import Meta
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
-from lambdalm.errors import Code, ErrorBody, LlmError, bug
+from lambdalm.errors import ErrorBody, LlmError, bug
 from lambdalm.events import Finished, FinishReason, ReasoningDelta, Started, StreamEvent, TextDelta, Tokens, Usage
 
 STDOUT = "-"
@@ -95,27 +95,9 @@ class InteractionLog:
         self._thread = threading.Thread(target=self._run, name="interactions", daemon=True)
         self._thread.start()
 
-    def recorded(
-        self, events: Generator[StreamEvent, None, None], request: ChatRequest, call: Call
-    ) -> Generator[StreamEvent, None, None]:
-        """The same stream; when it ends, however it does, the interaction is put into the log."""
-        recording = _Recording(request, call, self._limit)
-        try:
-            with contextlib.closing(events):
-                for event in events:
-                    recording.add(event)
-                    yield event
-        except GeneratorExit:
-            recording.abandoned()
-            raise
-        except LlmError as error:
-            recording.error = ErrorBody.of(error)
-            raise
-        except Exception:
-            recording.error = ErrorBody.of(bug("backend"))
-            raise
-        finally:
-            self.put(recording.interaction())
+    def recording(self, request: ChatRequest, call: Call) -> Recording:
+        """An observer of a generation that starts now; when it ends, its interaction is put into the log."""
+        return Recording(request, call, self._limit, self.put)
 
     def put(self, interaction: Interaction) -> None:
         """Have it written soon; never waits."""
@@ -175,14 +157,14 @@ class InteractionLog:
             return batch
 
 
-class _Recording:
-    """What has been seen of one stream; at most `limit` characters of each text are kept."""
+class Recording:
+    """What has been seen of one generation; at most `limit` characters of each text are kept."""
 
-    def __init__(self, request: ChatRequest, call: Call, limit: int) -> None:
-        self.error: ErrorBody | None = None
+    def __init__(self, request: ChatRequest, call: Call, limit: int, put: Callable[[Interaction], None]) -> None:
         self._request = request
         self._call = call
         self._limit = limit
+        self._put = put
         self._start = datetime.datetime.now(datetime.UTC)
         self._started: Started | None = None
         self._finished: Finished | None = None
@@ -190,7 +172,7 @@ class _Recording:
         self._text = _Text(limit)
         self._reasoning = _Text(limit)
 
-    def add(self, event: StreamEvent) -> None:
+    def accept(self, event: StreamEvent) -> None:
         if isinstance(event, TextDelta):
             self._text.add(event.text)
         elif isinstance(event, ReasoningDelta):
@@ -202,18 +184,11 @@ class _Recording:
         elif isinstance(event, Finished):
             self._finished = event
 
-    def abandoned(self) -> None:
-        """The reader has closed the stream."""
-        if self._finished is not None:
-            return
-        try:
-            self._call.check()
-        except LlmError as why:
-            self.error = ErrorBody.of(why)
-        else:
-            self.error = ErrorBody(Code.CANCELLED, "the reader closed the stream before its end")
+    def end(self, failure: Exception | None) -> None:
+        error = failure if failure is None or isinstance(failure, LlmError) else bug("backend")
+        self._put(self._interaction(None if error is None else ErrorBody.of(error)))
 
-    def interaction(self) -> Interaction:
+    def _interaction(self, error: ErrorBody | None) -> Interaction:
         *history, asked = self._request.conversation()
         finished = self._finished
         return Interaction(
@@ -230,7 +205,7 @@ class _Recording:
             reasoning=self._reasoning.all(),
             usage=(finished.usage if finished else None) or self._usage,
             finish_reason=finished.reason if finished else None,
-            error=self.error,
+            error=error,
         )
 
 

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from lambdalm.errors import Code, LlmError
-
-JSON = "application/json"
+from lambdalm.http.contract import JSON, Reply
 
 MAX_RESULT = 6 * 1024 * 1024
 """Bytes of a result as JSON: what Lambda carries of an answer that is not streamed."""
@@ -29,14 +28,6 @@ class Request(NamedTuple):
 
     method: str
     path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class Reply(NamedTuple):
-    """What is answered; `body` is UTF-8."""
-
-    status: int
     headers: dict[str, str]
     body: bytes
 

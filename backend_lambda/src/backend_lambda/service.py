@@ -1,116 +1,91 @@
-"""What the backend does with a request: take a slot, let the provider answer, hold the answer to its contract.
+"""What the backend's server does with a request: take a slot, let the provider answer, pass the answer on.
 
-And what it says of itself: health and models. Nothing here knows by which server it is asked.
+And what it says of itself: health and models. All of it on one loop, by whatever server it is asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import math
-import threading
-import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
 
-import msgspec
-
-from backend_lambda.chat_span import chat_span, described
-from backend_lambda.config import Config
-from backend_lambda.interactions import InteractionLog, open_log
-from backend_lambda.providers.base import Provider, ProviderHealth
+from backend_lambda.engine_threads import EngineThreads
+from backend_lambda.health import Health, health_of
+from backend_lambda.inference import Inference, refuse_session
+from backend_lambda.probe_cache import ProbeCache
+from backend_lambda.providers.base import LoopProvider
 from backend_lambda.slots import Slots
 from lambdalm.call import Call
-from lambdalm.chat import ChatRequest, invalid
-from lambdalm.events import StreamEvent, checked
+from lambdalm.chat import ChatRequest
+from lambdalm.events import Answer, Collector, StreamEvent
 from lambdalm.models import Models
 
-_LOOK_SECONDS = 1.0  # that what the engine said of itself counts, for all that ask
-
-
-class Health(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of `/health`; `in_flight` counts the generations that run in the engine now."""
-
-    status: str
-    provider: str
-    model: str
-    in_flight: int
-    waiting: int
-    slots: int
-    detail: str = ""
-
-    @property
-    def http_status(self) -> int:
-        """200 when the engine can answer, 503 when it cannot or the server is stopping."""
-        return 200 if self.status == "ok" else 503
+Batches = AsyncGenerator[list[StreamEvent], None]
 
 
 class Backend:
-    """One provider, its slots (`queue` requests may wait for one), and the log of what was asked and answered."""
+    """One provider with `slots` generations at a time; `queue` requests may wait for a slot."""
 
-    def __init__(self, provider: Provider, slots: int, queue: int, interactions: InteractionLog | None = None) -> None:
-        self.provider = provider
+    def __init__(self, inference: Inference, slots: int, queue: int) -> None:
+        self._inference = inference
+        provider = self._provider = inference.provider
+        self._on_loop = provider.stream_on_loop if isinstance(provider, LoopProvider) else None
         self._count = slots
         self._slots = Slots(slots, queue)
-        self._interactions = interactions
-        self._looking = threading.Lock()
-        self._found = ProviderHealth(ok=True)
-        self._model = ""
-        self._looked = -math.inf
+        self._threads = EngineThreads(slots)
+        self._probes = ProbeCache(inference.provider)
 
-    def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
-        """The provider's events; while they last, a slot is held. Raises LlmError."""
-        events = self._answer(request, call)
-        return events if self._interactions is None else self._interactions.recorded(events, request, call)
+    async def answer(self, request: ChatRequest, call: Call) -> Answer:
+        """The whole answer; raises LlmError."""
+        collector = Collector()
+        async with contextlib.aclosing(self.stream(request, call)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    collector.add(event)
+        return collector.answer()
 
-    def health(self, draining: bool = False) -> Health:
+    async def stream(self, request: ChatRequest, call: Call) -> Batches:
+        """The provider's events, those that came together at a time; while they last, a slot is held. Raises LlmError.
+
+        The call's task is cancelled when the call is stopped. Close it: the slot is free when the engine has stopped.
+        """
+        with self._inference.generation(request, call) as generation:
+            refuse_session(request)
+            async with self._slots.take(call), contextlib.aclosing(self._opened(request, call)) as batches:
+                generation.begin()
+                async for batch in batches:
+                    accepted: list[StreamEvent] = []
+                    try:
+                        for event in batch:
+                            accepted.append(generation.accept(event))
+                    finally:  # what came before an event that breaks the contract goes out as well
+                        if accepted:
+                            yield accepted
+            generation.complete()
+
+    async def health(self, draining: bool = False) -> Health:
         """Whether it can answer now; `draining` says that its server is stopping."""
-        found = self._look()
-        return Health(
-            status="draining" if draining else "ok" if found.ok else "unavailable",
-            provider=self.provider.name,
-            model=self._model,
+        found = await self._probes.current()
+        return health_of(
+            self._provider,
+            found,
+            self._count,
             in_flight=self._slots.held,
             waiting=self._slots.waiting,
-            slots=self._count,
-            detail=found.detail,
+            draining=draining,
         )
 
-    def _look(self) -> ProviderHealth:
-        """What the provider says now, or said a moment ago: whoever asks often does not burden an engine."""
-        with self._looking:
-            if time.monotonic() - self._looked >= _LOOK_SECONDS:
-                self._found = self.provider.health()
-                if self._found.ok or not self._model:
-                    self._model = self.provider.models()[0].id
-                self._looked = time.monotonic()
-            return self._found
+    async def models(self) -> Models:
+        """The models that it can be asked for, the default first."""
+        return Models(list((await self._probes.current()).models))
 
-    def models(self) -> Models:
-        return Models(list(self.provider.models()))
-
-    def flush(self, seconds: float) -> None:
-        """Wait until what was logged so far is written, but not longer than this."""
-        if self._interactions is not None:
-            self._interactions.flush(seconds)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the engine, write what is left to log; no stream is running any more."""
-        self.provider.close()
-        if self._interactions is not None:
-            self._interactions.close()
+        await self._probes.close()
+        await asyncio.to_thread(self._threads.close)
+        await asyncio.to_thread(self._inference.close)
 
-    def _answer(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
-        if request.session_id is not None:
-            raise invalid("session_id", "the backend keeps no sessions; ask the gRPC proxy, or send messages")
-        with (
-            call.span.blamed(),
-            self._slots.take(call),
-            chat_span(self.provider.name, request, call) as span,
-            contextlib.closing(self.provider.stream(request, call)) as events,
-        ):
-            yield from described(checked(events), span)
-
-
-def make_backend(config: Config) -> Backend:
-    """The backend that the config asks for; raises LlmError where its engine cannot start."""
-    choice = config.provider
-    return Backend(choice.make(), choice.slots, choice.queue, open_log(config.interactions))
+    def _opened(self, request: ChatRequest, call: Call) -> Batches:
+        if self._on_loop is not None:
+            return self._on_loop(request, call)
+        return self._threads.batches(lambda own: self._provider.stream(request, own), call)

@@ -1,14 +1,15 @@
-"""The engine's slots: so many generations at a time, and a bounded line of those that wait, first come first served.
+"""The engine's slots: at most `count` generations at a time, and a bounded line of requests that wait, first come first
+served.
 
-A waiting request leaves the line when its client hangs up or its time is up.
+A waiting request is a future on the loop, without a thread. It leaves the line when its task is cancelled.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from lambdalm.call import Call
 from lambdalm.errors import Code, LlmError
@@ -17,14 +18,13 @@ _COME_BACK = 1.0  # seconds
 
 
 class Slots:
-    """`count` slots and a line of at most `queue` waiting requests."""
+    """`count` slots and a line of at most `queue` waiting requests; for one loop."""
 
     def __init__(self, count: int, queue: int) -> None:
         self._free = count
         self._count = count
         self._queue = queue
-        self._lock = threading.Lock()
-        self._line: deque[threading.Event] = deque()
+        self._line: deque[asyncio.Future[None]] = deque()
 
     @property
     def held(self) -> int:
@@ -36,21 +36,18 @@ class Slots:
         """Requests in line now."""
         return len(self._line)
 
-    @contextlib.contextmanager
-    def take(self, call: Call) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def take(self, call: Call) -> AsyncIterator[None]:
         """Hold a slot while inside.
 
-        Raises `LlmError(RESOURCE_EXHAUSTED)` when the line is full, and what stopped the call while it waited.
+        Raises `LlmError(RESOURCE_EXHAUSTED)` when the line is full, and what has stopped the call before.
         """
         call.clock.queue_starts()
-        turn = self._enter_line()
-        try:
-            with call.on_cancel(turn.set):
-                turn.wait(call.remaining())
-            call.check()
-        except BaseException:
-            self._leave_line(turn)
-            raise
+        call.check()
+        if self._free > 0:
+            self._free -= 1
+        else:
+            await self._wait_in_line()
         call.clock.slot_taken()
         try:
             yield
@@ -58,33 +55,29 @@ class Slots:
             call.clock.engine_done()
             self._give_back()
 
-    def _enter_line(self) -> threading.Event:
-        turn = threading.Event()
-        with self._lock:
-            if self._free > 0 and not self._line:
-                self._free -= 1
-                turn.set()
-            elif len(self._line) >= self._queue:
-                raise LlmError(
-                    Code.RESOURCE_EXHAUSTED,
-                    f"{self._queue} requests wait for one of {self._count} slots, which is the limit: come back later",
-                    retry_after=_COME_BACK,
-                )
-            else:
-                self._line.append(turn)
-        return turn
-
-    def _leave_line(self, turn: threading.Event) -> None:
-        """Give up waiting; if the slot has been handed over in the meantime, pass it on."""
-        with self._lock:
+    async def _wait_in_line(self) -> None:
+        if len(self._line) >= self._queue:
+            raise LlmError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{self._queue} requests wait for one of {self._count} slots, which is the limit: come back later",
+                retry_after=_COME_BACK,
+            )
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
             if turn in self._line:
                 self._line.remove(turn)
-                return
-        self._give_back()
+            elif not turn.cancelled():
+                self._give_back()  # its turn had just come
+            raise
 
     def _give_back(self) -> None:
-        with self._lock:
-            if self._line:
-                self._line.popleft().set()
-            else:
-                self._free += 1
+        """Hand the slot to the first in line that has not left."""
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -6,6 +6,9 @@ generator is closed or raises, the engine has stopped working for that request. 
 `LlmError` at once. It does not retry and remembers nothing. A parameter that its engine does not have is an
 INVALID_ARGUMENT that names it, unless its value is neutral.
 
+A provider blocks, and so the server runs it in a thread. One that never does may be a `LoopProvider` as well: then the
+server plays `stream_on_loop` on its loop, without a thread.
+
 A provider is asked for its next event when the last one has gone out, which may take a while. What the engine has said
 meanwhile comes as one delta (`lambdalm.events.join`): a slow reader, or one among very many, gets fewer frames, not
 an older answer.
@@ -13,8 +16,8 @@ an older answer.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Generator, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -50,4 +53,14 @@ class Provider(Protocol):
 
     def close(self) -> None:
         """Stop the engine; no stream is running any more."""
+        ...
+
+
+@runtime_checkable
+class LoopProvider(Provider, Protocol):
+    """A provider that never blocks and so needs no thread."""
+
+    def stream_on_loop(self, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
+        """The events that `stream` gives, in batches. It is stopped by the cancellation of its task, and gives the loop
+        to others regularly (`await asyncio.sleep(0)`), also where its reader never waits."""
         ...

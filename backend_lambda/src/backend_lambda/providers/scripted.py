@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 
 import msgspec
 
@@ -31,6 +31,9 @@ class ScriptedProvider:
 
     def stream(self, request: ChatRequest, call: Call) -> Generator[StreamEvent, None, None]:
         return scripted.play(request, call)
+
+    def stream_on_loop(self, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
+        return scripted.play_on_loop(request, call)
 
     def health(self) -> ProviderHealth:
         return ProviderHealth(ok=True)
