@@ -224,7 +224,7 @@ def test_ctrl_c_stops_a_server_that_still_loads_its_model(tmp_path: Path) -> Non
     try:
         descriptor = until_read(model)
         process.send_signal(signal.SIGINT)
-        process.wait(20)  # gunicorn would kill it after 35 s
+        process.wait(20)
         os.close(descriptor)
     finally:
         process.kill()
