@@ -61,10 +61,11 @@ def one_upstream(http: aiohttp.ClientSession, config: Config) -> Upstream:
 
 
 class Here(NamedTuple):
-    """A proxy in this process, and a channel to it."""
+    """A proxy in this process, a channel to it, and its port."""
 
     proxy: Proxy
     channel: grpc.aio.Channel
+    port: int
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +81,7 @@ async def whole_proxy_here(config: Config) -> AsyncIterator[Here]:
         await serving.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield Here(proxy, channel)
+                yield Here(proxy, channel, port)
         finally:
             await serving.stop(0)
             await proxy.close()

@@ -88,6 +88,15 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grace: Annotated[float, Meta(ge=0, le=86400)] = 30
 
 
+class ConnectionsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What clients may hold open, of one server process."""
+
+    max: Count = 4096
+    max_streams: Count = 4096
+    handshake_seconds: Seconds = 10
+    max_age_seconds: Annotated[float, Meta(ge=1, le=86400)] = 300
+
+
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How answers are passed on."""
 
@@ -99,10 +108,10 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class KeepaliveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """HTTP/2 pings."""
 
-    time_ms: Milliseconds = 30000
-    timeout_ms: Milliseconds = 10000
+    time_ms: Milliseconds = 10000
+    timeout_ms: Milliseconds = 5000
     permit_without_calls: bool = True
-    min_ping_interval_ms: Milliseconds = 10000
+    min_ping_interval_ms: Milliseconds = 5000
     max_pings_without_data: Annotated[int, Meta(ge=0)] = 0
     enable_http2: bool = True
 
@@ -131,6 +140,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quotas: QuotasConfig = QuotasConfig()
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
+    connections: ConnectionsConfig = ConnectionsConfig()
     keepalive: KeepaliveConfig = KeepaliveConfig()
     tls: TlsConfig = TlsConfig()
     bridge: BridgeConfig = BridgeConfig()

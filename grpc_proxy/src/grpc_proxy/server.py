@@ -11,29 +11,62 @@ import aiohttp
 import grpc
 
 from grpc_proxy import bridge, health, tls
-from grpc_proxy.config import Config, LimitsConfig
+from grpc_proxy.config import Config, ConnectionsConfig, KeepaliveConfig, LimitsConfig
 from grpc_proxy.wiring import Proxy, make_proxy
 from lambdalm import logs
 from lambdalm.descriptors import raise_limit
 
 _LAST_WORDS_SECONDS = 2.0  # for calls that are told that the server stops
+_LAST_CALL_SECONDS = 30.0  # after a connection's age, for a client to have heard that it shall open another
 
 _log = logs.get(__name__)
 
 
 def options(config: Config) -> list[tuple[str, int]]:
-    """gRPC channel arguments. The smallest ping interval allowed is that of the clients, or they get GOAWAY."""
-    keepalive = config.keepalive
+    """gRPC channel arguments."""
+    limits = config.limits
     return [
         ("grpc.http2.bdp_probe", 0),  # measures bandwidth with pings among the messages; tokens need little
         # Only among workers, whose parent holds the port: else a second server on it starts without a word.
         ("grpc.so_reuseport", int(config.workers > 1)),
-        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-        ("grpc.max_send_message_length", config.limits.max_message_bytes),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        *_connection_options(config.connections, limits),
+        *_keepalive_options(config.keepalive),
+    ]
+
+
+def _connection_options(connections: ConnectionsConfig, limits: LimitsConfig) -> list[tuple[str, int]]:
+    """Calls that come faster than they are let in wait inside gRPC, which cancels some at random above 1,000 of them.
+
+    The line has room for those in progress and for all of one connection: what is too much is then refused by us, with
+    an error that says so. Streams that a client resets count until it has answered a ping ("rapid reset").
+    """
+    waiting = limits.max_in_flight + connections.max_streams
+    return [
+        ("grpc.max_allowed_incoming_connections", connections.max),
+        ("grpc.max_concurrent_streams", connections.max_streams),
+        ("grpc.http2.ping_on_rst_stream_percent", 100),
+        ("grpc.server.max_pending_requests", waiting),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * waiting),
+        ("grpc.server_handshake_timeout_ms", int(connections.handshake_seconds * 1000)),
+        ("grpc.http2.settings_timeout", int(connections.handshake_seconds * 1000)),
+        ("grpc.max_connection_age_ms", int(connections.max_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", int((limits.max_timeout + _LAST_CALL_SECONDS) * 1000)),
+    ]
+
+
+def _keepalive_options(keepalive: KeepaliveConfig) -> list[tuple[str, int]]:
+    """The smallest ping interval allowed is that of the clients, or they get GOAWAY.
+
+    gRPC makes the keepalive timeout its sockets' TCP_USER_TIMEOUT, which notices a host that is gone; a process that
+    hangs there is noticed by the ping's own timeout.
+    """
+    return [
         ("grpc.keepalive_time_ms", keepalive.time_ms),
         ("grpc.keepalive_timeout_ms", keepalive.timeout_ms),
+        ("grpc.http2.ping_timeout_ms", keepalive.timeout_ms),
         ("grpc.keepalive_permit_without_calls", int(keepalive.permit_without_calls)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive.min_ping_interval_ms),
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.min_ping_interval_ms),
         ("grpc.http2.max_pings_without_data", keepalive.max_pings_without_data),
     ]
