@@ -17,10 +17,10 @@ import os, signal, sys, threading
 from lambdalm import parent
 parent.end_with_it()
 parent.end_with_it()
-print(threading.active_count(), flush=True)
 if sys.argv[1] == "stubborn":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 try:
+    print(threading.active_count(), flush=True)
     threading.Event().wait()
 except KeyboardInterrupt:
     sys.exit(7)
