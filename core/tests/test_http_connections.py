@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import select
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,3 +227,47 @@ def test_a_reader_that_pauses_gets_its_whole_stream(hop: Hop) -> None:
         *_, end = Stream(connection.answer()).rest()
     assert isinstance(end, Finished)
     assert end.usage == Tokens(1, 2_000_000)
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_half_closed_connection_stops_the_engine(hop: Hop, stream: bool) -> None:
+    with hop.connect() as connection:
+        connection.send(query_bytes({"prompt": "x", "model": "stall", "stream": stream}, X_Request_Id=f"half-{stream}"))
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert hop.get(f"/ends?id=half-{stream}").text == "CANCELLED"
+
+
+def test_a_stuck_reader_that_half_closes_stops_the_engine(hop: Hop) -> None:
+    with hop.connect(receive_buffer=4096) as connection:
+        connection.send(query_bytes({"prompt": "x", "model": "flood", "stream": True}, X_Request_Id="stuck"))
+        until_it_waits(hop)
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert hop.get("/ends?id=stuck").text in ("CANCELLED", "closed")
+
+
+def test_a_hang_up_ends_what_was_asked_ahead(hop: Hop) -> None:
+    with hop.connect() as connection:
+        stalled = query_bytes({"prompt": "x", "model": "stall-first"}, X_Request_Id="first-of-many")
+        connection.send(stalled + request_bytes("GET", "/bug", LOCAL) * 5000)
+    assert hop.get("/ends?id=first-of-many").text == "CANCELLED"
+    assert 'lambdalm_http_requests_total{route="/bug"' not in hop.get("/metrics").text
+
+
+def test_thousands_sent_ahead_are_all_answered_in_order(hop: Hop) -> None:
+    number = 3000
+    with hop.connect() as connection:
+        sender = threading.Thread(
+            target=connection.send,
+            args=[
+                b"".join(request_bytes("GET", "/things", {**LOCAL, "X-Request-Id": f"n{i}."}) for i in range(number))
+            ],
+        )
+        sender.start()
+        received = connection.sock.recv(1000)
+        while received.count(b"x-request-id: n") < number or b"n2999." not in received[-500:]:
+            received += connection.sock.recv(2**20)
+        sender.join()
+    assert re.findall(rb"x-request-id: n(\d+)\.", received) == [b"%d" % i for i in range(number)]

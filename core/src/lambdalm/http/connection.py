@@ -115,12 +115,19 @@ class Connection(HttpToolsProtocol):
         if not self.connections:
             self.shared.no_connections.set()
         self.shared.waiting.pop(self, None)
-        self._stop_listening()
+        self._left()
         self._hold(-self._held)
-        if self._current is not None and not self._current.response_complete:
-            self._current.leave()
         self.flow.resume_writing()
         self.parser = None  # type: ignore[assignment]
+
+    def eof_received(self) -> None:
+        """The client has closed at least its sending half: it has left, also if it does not take what is written."""
+        self._left()
+
+    def _left(self) -> None:
+        self._stop_listening()
+        if self._current is not None and not self._current.response_complete:
+            self._current.leave()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
