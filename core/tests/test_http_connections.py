@@ -97,10 +97,12 @@ def test_refusals_wait_for_their_reader(full: Hop) -> None:
 # Many connections
 
 
-def stopped_with(stack: contextlib.ExitStack, hop: Hop, number: int) -> list[Connection]:
-    """So many connections that the server finds all at once."""
+def found_at_once(stack: contextlib.ExitStack, hop: Hop, number: int, data: bytes = b"") -> list[Connection]:
+    """So many connections, with `data` on each, that the server finds all at once."""
     hop.process.send_signal(signal.SIGSTOP)
     connections = [stack.enter_context(hop.connect()) for _ in range(number)]
+    for connection in connections:
+        connection.send(data)
     hop.process.send_signal(signal.SIGCONT)
     return connections
 
@@ -112,7 +114,7 @@ def test_connections_are_capped_and_the_longest_idle_give_way(tmp_path: Path) ->
         contextlib.ExitStack() as stack,
     ):
         held.next()
-        connections = stopped_with(stack, capped, 100)
+        connections = found_at_once(stack, capped, 100)
         assert all(connection.rest() == b"" for connection in connections[:80])
         assert len(Process(capped.pid).net_connections()) == 21  # and the listener
         assert b"200 OK" in answered(connections[-1])
@@ -271,3 +273,52 @@ def test_thousands_sent_ahead_are_all_answered_in_order(hop: Hop) -> None:
             received += connection.sock.recv(2**20)
         sender.join()
     assert re.findall(rb"x-request-id: n(\d+)\.", received) == [b"%d" % i for i in range(number)]
+
+
+@pytest.mark.parametrize("ahead", [b"", query_bytes(ASK)], ids=["alone", "sent ahead"])
+def test_the_body_of_an_upgrade_ends_where_it_says(hop: Hop, ahead: bytes) -> None:
+    upgrade = query_bytes(ASK, Connection="Upgrade, HTTP2-Settings", Upgrade="h2c", HTTP2_Settings="AAMAAABk")
+    with hop.connect() as connection:
+        connection.send(ahead + upgrade + query_bytes({"prompt": "another"}))
+        received = connection.rest()
+    assert received.count(b"HTTP/1.1 200 ") == 1 + bool(ahead)
+    assert b"another" not in received
+
+
+@pytest.mark.parametrize("given", ["close", "foo, close", "Close, foo", "foo ,close\r\nConnection: keep-alive"])
+def test_close_may_stand_in_a_list(hop: Hop, given: str) -> None:
+    with hop.connect() as connection:
+        connection.send(request_bytes("GET", "/things", {**LOCAL, "Connection": given}))
+        assert b"\r\nconnection: close\r\n" in connection.rest()
+
+
+def test_an_answer_is_not_reset_by_what_follows_its_request(hop: Hop) -> None:
+    """A reset would take the answer from a client that has not read it yet."""
+    with contextlib.ExitStack() as stack:
+        [connection] = found_at_once(stack, hop, 1, request_bytes("GET", "/things", LAST) + b"x" * MIB)
+        received = connection.sock.recv(1000)
+        while chunk := connection.sock.recv(1000):
+            received += chunk
+    assert received.endswith(b'{"things":[]}\n')
+
+
+@pytest.mark.parametrize("target", ["http://localhost/things", "http://127.0.0.1:80/things", "http://[::1]:80/things"])
+def test_a_target_may_name_its_host(hop: Hop, target: str) -> None:
+    with hop.connect() as connection:
+        connection.send(request_bytes("GET", target, LAST))
+        assert connection.answer().status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "localhost:80:80", "a@localhost", "", "[::1"]
+)
+def test_a_host_of_another_name_is_misdirected(hop: Hop, host: str) -> None:
+    with hop.connect() as connection:
+        connection.send(request_bytes("GET", "/things", {"Host": host}))
+        assert connection.answer().status == 421
+
+
+def test_a_target_of_another_name_is_misdirected(hop: Hop) -> None:
+    with hop.connect() as connection:
+        connection.send(request_bytes("GET", "http://evil.example/things", LOCAL))
+        assert connection.answer().status == 421

@@ -244,8 +244,11 @@ class Connection(HttpToolsProtocol):
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise RequestError(400, "Host: send this header once")
-        named = [*hosts, target.host] if target.host else hosts
-        if not all(self.shared.allows(host.decode("latin-1")) for host in named):
+        named = [host.decode("latin-1") for host in hosts]
+        if target.host:
+            host = target.host.decode()
+            named.append(f"[{host}]" if ":" in host else host)
+        if not all(map(self.shared.allows, named)):
             raise RequestError(421, "Host: this server does not answer to this name; limits.allowed_hosts adds names")
         path = (target.path or b"/").decode("ascii")
         self.scope["http_version"] = version
@@ -370,9 +373,10 @@ class Connection(HttpToolsProtocol):
 
     def _close(self, lingers: bool = False) -> None:
         """Close when all is written; a client that is still sending may read its answer before the reset."""
+        unfinished = self._current is not None and self._current.more_body
+        lingers = lingers or unfinished or self._deaf or bool(self._ahead or self.pipeline)
         self._stop_listening()
-        sends = self._current is not None and self._current.more_body
-        if not self.transport.is_closing() and (lingers or sends):
+        if lingers and not self.transport.is_closing():
             self.transport.write_eof()
             self._expect(_LINGER_SECONDS)
         else:
@@ -447,11 +451,20 @@ class Connection(HttpToolsProtocol):
 
 
 class _BodyOnly:
-    """What a parser that reads only a body tells its connection."""
+    """What a parser that reads only one body tells its connection; what follows the body is dropped."""
 
     def __init__(self, connection: Connection) -> None:
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete
+        self._connection = connection
+        self._whole = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self._whole:
+            self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._whole:
+            self._whole = True
+            self._connection.on_message_complete()
 
 
 async def _answer(reply: Reply, scope: Any, receive: Any, send: Any) -> None:
