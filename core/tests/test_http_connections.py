@@ -322,3 +322,15 @@ def test_a_target_of_another_name_is_misdirected(hop: Hop) -> None:
     with hop.connect() as connection:
         connection.send(request_bytes("GET", "http://evil.example/things", LOCAL))
         assert connection.answer().status == 421
+
+
+# Time budgets
+
+
+def test_a_time_budget_runs_while_the_body_comes(hop: Hop) -> None:
+    request = query_bytes(ASK, X_Request_Timeout="0.2")
+    with hop.connect() as connection:
+        connection.send(request[:-1])
+        select.select([connection.sock], [], [], 0.3)
+        connection.send(request[-1:])
+        assert connection.answer().status == 504

@@ -78,6 +78,7 @@ class HttpHop:
         headers, limits = flask.request.headers, self.limits
         budget = calls.budget(headers.get(calls.REQUEST_TIMEOUT), limits.default_timeout, limits.max_timeout)
         call = Call(flask.g.request_id, budget, flask.g.clock)
+        call.deadline -= call.clock.total_ms() / 1000  # its time has run since its headers were whole
         return Admitted(call, _cycle(), self.lifecycle, _span(call.id))
 
     async def body(self) -> bytes:

@@ -165,13 +165,13 @@ class _Server(uvicorn.Server):
         """Measure the loop's lag, end what clients are late with, set the Date header."""
         now = self._loop.time()
         self._shared.metrics.lagged(now - due, now)
+        few = len(self.server_state.connections) < _FEW_CONNECTIONS
+        due = now + (_IDLE_TICK_SECONDS if few else _TICK_SECONDS)
+        self._next_tick = self._loop.call_at(due, self._tick, due)
         if now >= self._sweep_at:
             self._sweep_at = now + _IDLE_TICK_SECONDS
             self.server_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             self._sweep(now)
-        few = len(self.server_state.connections) < _FEW_CONNECTIONS
-        due = now + (_IDLE_TICK_SECONDS if few else _TICK_SECONDS)
-        self._next_tick = self._loop.call_at(due, self._tick, due)
 
     def _sweep(self, now: float) -> None:
         for connection in list(self.server_state.connections):
