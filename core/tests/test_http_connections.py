@@ -250,6 +250,18 @@ def test_a_stuck_reader_that_half_closes_stops_the_engine(hop: Hop) -> None:
         assert hop.get("/ends?id=stuck").text in ("CANCELLED", "closed")
 
 
+def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(log) as own:
+        for stream in (False, True):
+            for model in ("stall-first", "slow"):
+                body, name = {"prompt": "x", "model": model, "stream": stream}, f"{model}-{stream}"
+                with own.connect() as connection:
+                    connection.send(query_bytes(body, X_Request_Id=name))
+                assert own.get(f"/ends?id={name}").text == "CANCELLED"
+    assert '"level": "error"' not in log.read_text()
+
+
 def test_a_hang_up_ends_what_was_asked_ahead(hop: Hop) -> None:
     with hop.connect() as connection:
         stalled = query_bytes({"prompt": "x", "model": "stall-first"}, X_Request_Id="first-of-many")

@@ -79,6 +79,8 @@ class Cycle(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         """As ASGI has it. The connection, not uvicorn, closes after the answer: the body may still be under way."""
+        if self.disconnected:
+            return
         if not self.response_started:
             self._start(message["headers"])
         elif self._until_close:
