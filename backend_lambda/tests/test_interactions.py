@@ -366,3 +366,11 @@ def test_a_path_of_a_dash_is_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     list(made.stream())
     made.inference.close()
     assert json.loads(capfd.readouterr().out)["response"] == "hi"
+
+
+def test_each_worker_has_a_file_of_its_own(tmp_path: Path) -> None:
+    config = InteractionsConfig(path=str(tmp_path / "log.jsonl"))
+    for worker, name in ((0, "log.jsonl"), (2, "log.2.jsonl")):
+        logged = Logged(tmp_path / name, open_log(config, worker))
+        list(logged.stream(prompt=name))
+        assert [line["prompt"] for line in logged.lines()] == [name]

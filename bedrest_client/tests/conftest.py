@@ -67,7 +67,7 @@ class Server:
         (self._replies.pop(0) if len(self._replies) > 1 else self._replies[0])(handler)
 
     def whole(self, *texts: str, end: Finished = END) -> None:
-        """Answer with these texts, chunked, as gunicorn does."""
+        """Answer with these texts, chunked, as uvicorn does."""
         self.stream(events(*texts), encode_event(end), chunked=True)
 
     def stream(self, *pieces: bytes, chunked: bool = False, unfinished: bool = False) -> None:

@@ -21,8 +21,8 @@ from lambdalm import logs
 early = logs.get("early")
 logs.configure("edge", logs.LogConfig(level=sys.argv[1], format=sys.argv[2]))
 early.info("ready", listen="127.0.0.1:80")
-logging.getLogger("gunicorn.error").warning("worker %s", "lost")
-logging.getLogger("gunicorn.error").debug("chatter")
+logging.getLogger("uvicorn.error").warning("worker %s", "lost")
+logging.getLogger("uvicorn.error").debug("chatter")
 with structlog.contextvars.bound_contextvars(request_id="r1"):
     logs.get("late").info("answered", prompt="\\x1b[2Jhi\\r\\x9b")
 try:

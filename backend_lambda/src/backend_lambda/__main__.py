@@ -35,7 +35,7 @@ async def opened(config: Config, lifecycle: Lifecycle) -> AsyncIterator[HttpHop]
     """The hop, with the engine started; raises LlmError where that cannot be."""
     tracing.start(HOP)
     token = config.listen.secret()
-    inference = await _in_daemon_thread(lambda: make_inference(config))
+    inference = await _in_daemon_thread(lambda: make_inference(config, lifecycle.worker))
     backend = Backend(inference, config.provider.slots, config.provider.queue)
     try:
         hop = HttpHop(HOP, config.limits, lifecycle)
@@ -74,7 +74,7 @@ async def _in_daemon_thread(make: Callable[[], T]) -> T:
 
 def serve(config: Config) -> None:
     logs.configure(HOP, config.log)
-    serve_http(lambda lifecycle: opened(config, lifecycle), config.listen, config.limits)
+    serve_http(lambda lifecycle: opened(config, lifecycle), config.listen, config.limits, config.workers)
 
 
 def logged(run: Callable[..., str]) -> Callable[..., str]:

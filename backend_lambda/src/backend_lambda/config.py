@@ -11,7 +11,7 @@ from backend_lambda.interactions import InteractionsConfig
 from backend_lambda.providers.base import Provider
 from backend_lambda.providers.table import PROVIDERS
 from lambdalm.http.limits import Limits
-from lambdalm.listen import GuardedListen
+from lambdalm.listen import GuardedListen, Workers, check_port
 from lambdalm.logs import LogConfig
 
 
@@ -53,8 +53,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of `config.yaml`."""
 
     listen: GuardedListen
+    workers: Workers = 1
     limits: Limits = Limits()
     stream: StreamConfig = StreamConfig()
     provider: ProviderConfig = ProviderConfig()
     interactions: InteractionsConfig = InteractionsConfig()
     log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        check_port(self.workers, self.listen)

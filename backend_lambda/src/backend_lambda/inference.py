@@ -141,6 +141,6 @@ def refuse_session(request: ChatRequest) -> None:
         raise invalid("session_id", "the backend keeps no sessions; ask the gRPC proxy, or send messages")
 
 
-def make_inference(config: Config) -> Inference:
+def make_inference(config: Config, worker: int = 0) -> Inference:
     """What the config asks for; raises LlmError where its engine cannot start. To load a model may take a while."""
-    return Inference(config.provider.make(), open_log(config.interactions))
+    return Inference(config.provider.make(), open_log(config.interactions, worker))

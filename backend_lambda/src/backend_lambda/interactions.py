@@ -314,6 +314,12 @@ def _mend(path: Path) -> None:
                 file.write(b"\n")
 
 
-def open_log(config: InteractionsConfig) -> InteractionLog | None:
-    """The log, or None where nothing is to be written."""
-    return None if config.content == "off" else InteractionLog(config)
+def open_log(config: InteractionsConfig, worker: int = 0) -> InteractionLog | None:
+    """The log, or None where nothing is to be written. Of several workers each but the first (0) has its number in the
+    file's name: `model_interactions.1.jsonl`."""
+    if config.content == "off":
+        return None
+    if worker and config.path != STDOUT:
+        path = Path(config.path)
+        config = msgspec.structs.replace(config, path=str(path.with_suffix(f".{worker}{path.suffix}")))
+    return InteractionLog(config)

@@ -11,6 +11,8 @@ from msgspec import Meta
 from lambdalm.credentials import read_secret
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Workers = Annotated[int, Meta(ge=1, le=256)]
+"""How many processes share the port of a server (`lambdalm.workers`)."""
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +59,12 @@ class GuardedListen(Listen, frozen=True, forbid_unknown_fields=True):
     def secret(self) -> str | None:
         """The token, None where nobody is asked; raises `LlmError(FAILED_PRECONDITION)` where it cannot be had."""
         return read_secret("listen.token", self.token, self.token_file)
+
+
+def check_port(workers: int, *listens: Listen) -> None:
+    """Raises ValueError where several workers are to share a port that is not named."""
+    if workers > 1 and any(listen.port == 0 for listen in listens):
+        raise ValueError("listen.port is 0 and workers more than 1: they share one port, so give it a number")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,6 @@
 """Logs that one can read: a line an event on stderr, for people (`console`) or machines (`json`).
 
-Built on structlog over the standard library's logging, so that gunicorn's, Flask's and grpc's own lines look the same.
+Built on structlog over the standard library's logging, so that uvicorn's, Flask's and grpc's own lines look the same.
 Every line names its hop; structlog's contextvars add what is bound to a
 thread or task, such as a request's id.
 

@@ -19,7 +19,7 @@ from grpc_proxy.sessions import SessionsConfig
 from grpc_proxy.store.table import StoreConfig
 from grpc_proxy.tls import TlsConfig
 from lambdalm.chat import Name
-from lambdalm.listen import Listen, Port, is_loopback
+from lambdalm.listen import Listen, Port, Workers, check_port, is_loopback
 from lambdalm.logs import LogConfig
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -131,7 +131,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     upstreams: Annotated[dict[UpstreamName, UpstreamConfig], Meta(min_length=1)]
     listen: GrpcListen = GrpcListen()
-    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    workers: Workers = 1
     routing: RoutingConfig = RoutingConfig()
     sticky: StickyConfig = StickyConfig()
     sessions: SessionsConfig = SessionsConfig()
@@ -148,8 +148,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         self.store.check_workers(self.workers)
-        if self.workers > 1 and self.listen.port == 0:
-            raise ValueError("listen.port is 0 and workers more than 1: they share one port, so give it a number")
+        check_port(self.workers, self.listen)
         if not (self.listen.allow_public or self.keys.file is not None or is_loopback(self.listen.host)):
             raise ValueError(
                 f"listen.host {self.listen.host} can be reached from other machines and nobody is asked who they are: "

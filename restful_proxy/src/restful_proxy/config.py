@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from lambdalm.http.limits import Limits
-from lambdalm.listen import Listen
+from lambdalm.listen import Listen, Workers, check_port
 from lambdalm.logs import LogConfig
 from restful_proxy.tls import TlsConfig
 
@@ -27,10 +27,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Listen
     grpc: GrpcConfig
-    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    workers: Workers = 1
     limits: Limits = Limits()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
-        if self.workers > 1 and self.listen.port == 0:
-            raise ValueError("listen.port is 0 and workers more than 1: they share one port, so give it a number")
+        check_port(self.workers, self.listen)

@@ -48,8 +48,12 @@ class InFlight:
 
 
 class Lifecycle:
-    """One server's state: `draining` is set once it has begun to stop; `in_flight` has its calls."""
+    """One server's state: `draining` is set once it has begun to stop; `in_flight` has its calls.
 
-    def __init__(self, limits: Limits) -> None:
+    `worker` is its number among the worker processes that share the port, from 0.
+    """
+
+    def __init__(self, limits: Limits, worker: int = 0) -> None:
+        self.worker = worker
         self.draining = threading.Event()
         self.in_flight = InFlight(limits.max_in_flight)

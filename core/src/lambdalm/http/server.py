@@ -84,7 +84,7 @@ async def _serve(
     open_hop: OpenHop, sock: socket.socket, listen: Listen, limits: Limits, most: int, worker: Worker
 ) -> None:
     stop = _Stop()
-    lifecycle = Lifecycle(limits)
+    lifecycle = Lifecycle(limits, worker.number)
     opening = asyncio.ensure_future(_opened(open_hop, lifecycle))
     await asyncio.wait({opening, asyncio.ensure_future(stop.asked.wait())}, return_when=asyncio.FIRST_COMPLETED)
     if not opening.done():  # stopped while a model is being loaded or downloaded: there is nothing to wait for
