@@ -7,10 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import requests
 
+from lambdalm.events import Heartbeat
+from lambdalm.rpc import messages
 from lambdalm.testing.chain import free_ports
+from lambdalm_proto.v1 import llm_pb2 as pb
 
 from .conftest import WAIT, Proxy, edge_process
 
@@ -49,6 +54,32 @@ def test_on_sigterm_it_is_not_ready_while_it_is_alive(proxy: Proxy) -> None:
             tick.wait(0.01)
         assert (found.status_code, found.json()["detail"]) == (503, "shutting down")
         assert requests.get(f"{chain.url}/healthz", timeout=WAIT).status_code == 200
+
+
+def test_a_full_edge_still_says_how_things_are(proxy: Proxy) -> None:
+    def play(request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent]:
+        yield messages.event_to_proto(Heartbeat())
+        proxy.hold()
+
+    proxy.play = play
+    host, port = proxy.target.split(":")
+    with edge_process(LLM_MAX_CONNECTIONS="1", GRPC_HOST=host, GRPC_PORT=port) as chain:
+        query = f"{chain.url}/query"
+        with requests.post(query, json={"prompt": "hi", "stream": True}, timeout=WAIT, stream=True):
+            assert requests.post(query, json={"prompt": "hi"}, timeout=WAIT).status_code == 503
+            for path in ("healthz", "readyz", "metrics"):
+                assert requests.get(f"{chain.url}/{path}", timeout=WAIT).status_code == 200
+            for path in ("chain", "stats"):  # this proxy does not have them
+                assert requests.get(f"{chain.url}/{path}", timeout=WAIT).json()["error"]["origin"] == "proxy"
+
+
+def test_two_workers_share_the_port_and_answer(proxy: Proxy) -> None:
+    proxy.answer = lambda request, context: pb.LLMResponse(text="λ", finish_reason=pb.FINISH_REASON_STOP)
+    host, port = proxy.target.split(":")
+    with edge_process(NUM_WORKERS="2", GRPC_HOST=host, GRPC_PORT=port) as chain:
+        for _ in range(8):
+            found = requests.post(f"{chain.url}/query", json={"prompt": "hi"}, timeout=WAIT)
+            assert (found.status_code, found.json()["text"]) == (200, "λ")
 
 
 def restful_proxy(*arguments: str) -> subprocess.CompletedProcess[str]:

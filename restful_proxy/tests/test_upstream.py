@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -100,6 +104,16 @@ async def nowhere() -> AsyncIterator[GrpcProxy]:
     """Of a port where nothing listens."""
     async with edge(f"127.0.0.1:{free_ports().proxy}") as made:
         yield made
+
+
+@pytest.fixture
+def program() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gRPC proxy in a process of its own, and its address."""
+    command = [sys.executable, str(Path(__file__).with_name("fake_proxy.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, f"127.0.0.1:{int(process.stdout.readline())}"
+        process.kill()
 
 
 def new_call(budget: float = 10 * WAIT) -> Call:  # no deadline may be what ends a test
@@ -347,6 +361,19 @@ async def test_calls_open_when_the_edge_stops_are_unavailable(proxy: Proxy, ask:
     with pytest.raises(LlmError, match="was closed") as raised:
         await task
     assert raised.value.code is Code.UNAVAILABLE
+
+
+@pytest.mark.slow
+@BOTH
+async def test_a_proxy_that_hangs_is_noticed_before_the_deadline(
+    program: tuple[subprocess.Popen[str], str], ask: Ask
+) -> None:
+    process, target = program
+    async with edge(target) as made:
+        await ask(made, new_call(), Caller())
+        process.send_signal(signal.SIGSTOP)
+        error = await fails(ask, made, new_call(50))  # the pings take 15 s
+    assert (error.code, error.origin) == (Code.UNAVAILABLE, "proxy")
 
 
 async def test_it_is_healthy_while_the_proxy_is_serving(proxy: Proxy, grpc_proxy: GrpcProxy) -> None:
