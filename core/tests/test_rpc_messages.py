@@ -11,6 +11,7 @@ from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Answer, Finished, FinishReason, StreamEvent, Tokens, ToolCall, Usage
 from lambdalm.rpc.messages import (
+    answer_from_proto,
     answer_to_proto,
     event_from_proto,
     event_to_proto,
@@ -136,7 +137,9 @@ def test_a_whole_answer_as_a_message() -> None:
         usage=Tokens(1, None),
         timings={"backend": HopTiming(total_ms=1.5, own_ms=0), "proxy": HopTiming(total_ms=2)},
     )
-    assert answer_to_proto(answer) == pb.LLMResponse(
+    message = answer_to_proto(answer)
+    assert answer_from_proto(message) == answer
+    assert message == pb.LLMResponse(
         id="r1",
         model="m",
         text="Paris",
@@ -146,6 +149,12 @@ def test_a_whole_answer_as_a_message() -> None:
         usage=pb.Usage(prompt_tokens=1),
         timings=[pb.HopTiming(hop="backend", total_ms=1.5, own_ms=0), pb.HopTiming(hop="proxy", total_ms=2)],
     )
+
+
+def test_an_answer_that_ends_for_an_unknown_reason_is_internal() -> None:
+    with pytest.raises(LlmError) as caught:
+        answer_from_proto(pb.LLMResponse(text="Par"))
+    assert caught.value.code is Code.INTERNAL
 
 
 @pytest.mark.parametrize("reason", FinishReason)

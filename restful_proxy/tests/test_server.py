@@ -17,7 +17,7 @@ from lambdalm.rpc import messages
 from lambdalm.testing.chain import free_ports
 from lambdalm_proto.v1 import llm_pb2 as pb
 
-from .conftest import WAIT, Proxy, edge_process
+from .conftest import LINES, WAIT, Proxy, edge_process
 
 
 def test_without_a_proxy_it_is_alive_and_not_ready_and_says_why() -> None:
@@ -77,6 +77,10 @@ def test_two_workers_share_the_port_and_answer(proxy: Proxy) -> None:
     proxy.answer = lambda request, context: pb.LLMResponse(text="λ", finish_reason=pb.FINISH_REASON_STOP)
     host, port = proxy.target.split(":")
     with edge_process(NUM_WORKERS="2", GRPC_HOST=host, GRPC_PORT=port) as chain:
+        deadline, tick = time.monotonic() + WAIT, threading.Event()
+        while sum(" ready " in line for line in LINES) < 2:  # a process sends no event
+            assert time.monotonic() < deadline
+            tick.wait(0.01)
         for _ in range(8):
             found = requests.post(f"{chain.url}/query", json={"prompt": "hi"}, timeout=WAIT)
             assert (found.status_code, found.json()["text"]) == (200, "λ")
