@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import aiohttp
 import grpc
 import msgspec
 
@@ -20,8 +19,11 @@ from lambdalm.timings import HopClock, HopTiming, Timings
 
 if TYPE_CHECKING:
     from grpc_proxy.config import Config
+    from grpc_proxy.http_client import Clients
     from grpc_proxy.upstream import Upstream
     from grpc_proxy.wiring import Proxy
+    from lambdalm.chat import ChatRequest
+    from lambdalm.events import StreamEvent
 
 WAIT = 45  # seconds until a test that waits has failed
 SOON = 0.05  # seconds: heartbeats and health checks, where a test waits for them
@@ -53,11 +55,23 @@ def new_config(url: str, **parts: Any) -> Config:
     return msgspec.convert(here | parts, Config)
 
 
-def one_upstream(http: aiohttp.ClientSession, config: Config) -> Upstream:
+def one_upstream(http: Clients, config: Config) -> Upstream:
     """The only upstream of this config."""
     from grpc_proxy.upstream import Upstream
 
-    return Upstream(http, config.upstreams["main"], config.stream.heartbeat_seconds)
+    return Upstream(http, config.upstreams["main"])
+
+
+async def streamed(upstream: Upstream, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
+    """The batches of an answer, as the pool reads them."""
+    incoming = upstream.stream(request, call)
+    try:
+        batch: list[StreamEvent] = []
+        while not (batch and isinstance(batch[-1], Finished)):
+            batch = await incoming.next()
+            yield batch
+    finally:
+        incoming.close()
 
 
 class Here(NamedTuple):
@@ -72,9 +86,10 @@ class Here(NamedTuple):
 async def whole_proxy_here(config: Config) -> AsyncIterator[Here]:
     """All of the proxy's services on a port of this process; nobody looks at its upstreams."""
     from grpc_proxy import server
+    from grpc_proxy.http_client import Clients
     from grpc_proxy.wiring import make_proxy
 
-    async with server.session() as http:
+    async with Clients() as http:
         proxy = await make_proxy(config, http)
         serving = proxy.server(server.options(config))
         port = serving.add_insecure_port("127.0.0.1:0")

@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from grpc_proxy import server
+from grpc_proxy.http_client import Clients
 from grpc_proxy.upstream import Upstream
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.testing.fake_openai import FakeOpenAI
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, Request, answer
 
-from .conftest import WAIT, WHOLE, new_call, new_config
+from .conftest import WAIT, WHOLE, new_call, new_config, streamed
 
 TOKEN = "canary/token+7f3a=="
 REQUEST = ChatRequest(prompt="What is λ?")
@@ -34,8 +34,8 @@ SIGV4 = {"kind": "aws_sigv4", "region": "eu-west-1"}
 @contextlib.asynccontextmanager
 async def upstream_of(url: str, auth: dict[str, Any], dialect: str = "query") -> AsyncIterator[Upstream]:
     config = new_config(url, upstream={"auth": auth, "dialect": dialect})
-    async with server.session() as http:
-        yield Upstream(http, config.upstreams["main"], WAIT)
+    async with Clients() as http:
+        yield Upstream(http, config.upstreams["main"])
 
 
 async def plays(peer: Peer) -> None:
@@ -49,7 +49,7 @@ async def plays(peer: Peer) -> None:
 
 
 async def ask_everything(upstream: Upstream) -> None:
-    async for _ in upstream.stream(REQUEST, new_call()):
+    async for _ in streamed(upstream, REQUEST, new_call()):
         pass
     assert (await upstream.look()).why is None
     assert await upstream.models() == []
@@ -57,7 +57,7 @@ async def ask_everything(upstream: Upstream) -> None:
 
 async def failure(upstream: Upstream) -> LlmError:
     with pytest.raises(LlmError) as raised:
-        async for _ in upstream.stream(REQUEST, new_call()):
+        async for _ in streamed(upstream, REQUEST, new_call()):
             pass
     return raised.value
 

@@ -78,7 +78,7 @@ async def test_a_store_that_does_not_answer_is_named_with_its_cause(tmp_path: Pa
     with redis_server(tmp_path) as redis:
         async with two_backends(store={"kind": "redis", "redis": {"url": redis.url}}) as (_, stub, _):
             redis.pause()
-            await refused(stub.Generate(pb.LLMRequest(prompt="Who?")))
+            await refused(stub.GenerateStream(pb.LLMRequest(prompt="Who?")).read())
             hops, broken = await chain(stub)
             (hop, name, ok, detail) = hops[1]
             assert (hop, name, ok, broken) == ("store", "redis", False, "store")
@@ -90,7 +90,7 @@ async def test_a_store_without_room_is_named_until_it_has_some(tmp_path: Path) -
     with redis_server(tmp_path, "--maxmemory", "1") as redis:  # which reads, and refuses to write
         async with two_backends(store={"kind": "redis", "redis": {"url": redis.url}}) as (_, stub, server):
             server.play = lambda peer: peer.send(OK_SSE + WHOLE)
-            error = await refused(stub.Generate(pb.LLMRequest(prompt="Who?")))
+            error = await refused(stub.GenerateStream(pb.LLMRequest(prompt="Who?")).read())
             hops, broken = await chain(stub)
             assert (hops[1], broken) == (("store", "redis", False, error.details()), "store")
             async with Redis.from_url(redis.url) as admin:

@@ -50,11 +50,13 @@ class Chat:
             more.append(("authorization", f"Bearer {self.keys[who]}"))
         return getattr(self.stub, name)(request, metadata=self.jars[who].metadata(*more), **parts)
 
-    async def ask(self, prompt: str, who: str = ME, request_id: str | None = None, **parts: Any) -> pb.LLMResponse:
+    async def ask(
+        self, prompt: str, who: str = ME, request_id: str | None = None, timeout: float | None = None, **parts: Any
+    ) -> pb.LLMResponse:
         """One question and its answer; the client keeps its cookies."""
-        call = self.call("Generate", pb.LLMRequest(prompt=prompt, **parts), who, request_id)
+        call = self.call("Generate", pb.LLMRequest(prompt=prompt, **parts), who, request_id, timeout=timeout)
         found: pb.LLMResponse = await call
-        self.jars[who].keep(await call.initial_metadata())
+        self.jars[who].keep(await call.trailing_metadata())
         return found
 
     async def stream(self, prompt: str, who: str = ME, **parts: Any) -> list[pb.LLMStreamEvent]:
@@ -153,19 +155,27 @@ async def test_the_second_request_knows_the_first(chat: Chat) -> None:
     assert chat.told() == [[("user", "Who?")], [("user", "Who?"), ("assistant", TEXT), ("user", "When?")]]
 
 
-@pytest.mark.parametrize("name", ["Generate", "GenerateStream"])
-async def test_the_cookies_come_in_the_initial_and_in_the_trailing_metadata(chat: Chat, name: str) -> None:
-    call = chat.call(name, pb.LLMRequest(prompt="Who?"))
-    if name == "Generate":
-        session_id = (await call).session_id
-    else:
-        events = [event async for event in call]
-        session_id = events[0].started.session_id
-    jar = chat.jars[ME]
+async def test_the_cookies_of_a_stream_come_in_its_initial_and_trailing_metadata(chat: Chat) -> None:
+    call = chat.call("GenerateStream", pb.LLMRequest(prompt="Who?"))
+    events = [event async for event in call]
+    session_id = events[0].started.session_id
     for metadata in (await call.initial_metadata(), await call.trailing_metadata()):
-        jar.keep(metadata)
-        assert [cookie.partition("=")[0] for cookie in jar.set] == list(COOKIES)
-        assert jar.set[0] == f"{COOKIES[0]}={session_id}; Path=/; Max-Age=900; HttpOnly"
+        sets_cookies(chat, metadata, session_id)
+
+
+async def test_the_cookies_of_a_plain_answer_come_in_its_trailing_metadata(chat: Chat) -> None:
+    call = chat.call("Generate", pb.LLMRequest(prompt="Who?"))
+    session_id = (await call).session_id
+    sets_cookies(chat, await call.trailing_metadata(), session_id)
+    chat.jars[ME].keep(await call.initial_metadata())
+    assert chat.jars[ME].set == []
+
+
+def sets_cookies(chat: Chat, metadata: Any, session_id: str) -> None:
+    jar = chat.jars[ME]
+    jar.keep(metadata)
+    assert [cookie.partition("=")[0] for cookie in jar.set] == list(COOKIES)
+    assert jar.set[0] == f"{COOKIES[0]}={session_id}; Path=/; Max-Age=900; HttpOnly"
 
 
 async def test_a_session_can_be_named_by_its_field_too(two: Chat) -> None:
@@ -350,6 +360,109 @@ async def test_a_turn_whose_caller_leaves_while_it_is_being_stored_is_kept_as_ca
         assert len(chat.backend.requests) == 1
 
 
+@contextlib.asynccontextmanager
+async def keyed(tmp_path: Path, **parts: Any) -> AsyncIterator[Chat]:
+    """With a client that is known by its key, before it has a session."""
+    keys, file = made_keys(tmp_path, {ME: {}})
+    async with chatting(keys, keys={"file": str(file)}, **parts) as chat:
+        yield chat
+
+
+def waits_for(go: asyncio.Event) -> tuple[Play, asyncio.Queue[None]]:
+    """A backend that answers when it is let, and what it has been asked."""
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def play(peer: Peer) -> None:
+        asked.put_nowait(None)
+        await go.wait()
+        await whole(peer)
+
+    return play, asked
+
+
+async def test_the_first_turn_of_a_plain_answer_is_stored_with_its_answer(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    async with keyed(tmp_path) as chat:
+        chat.backend.play, asked = waits_for(go)
+        call = asyncio.create_task(chat.ask("Who?"))
+        await asyncio.wait_for(asked.get(), WAIT)
+        assert await chat.sessions() == []
+        go.set()
+        session_id = (await call).session_id
+        (turn,) = await chat.turns(session_id)
+        assert (turn.state, turn.prompt, turn.text) == (pb.TURN_STATE_COMPLETE, "Who?", TEXT)
+
+
+async def test_of_a_first_request_and_its_repetition_one_is_kept(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    async with keyed(tmp_path) as chat:
+        chat.backend.play, asked = waits_for(go)
+        calls = [asyncio.create_task(chat.ask("Who?", request_id="r-1")) for _ in range(2)]
+        for _ in calls:
+            await asyncio.wait_for(asked.get(), WAIT)
+        go.set()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        (error,) = [one for one in found if isinstance(one, grpc.aio.AioRpcError)]
+        (kept,) = [one for one in found if isinstance(one, pb.LLMResponse)]
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert [turn.state for turn in await chat.turns(kept.session_id)] == [pb.TURN_STATE_COMPLETE]
+        assert (await chat.ask("Who?", request_id="r-1")).session_id == kept.session_id
+        assert len(chat.backend.requests) == 2
+
+
+async def test_a_first_turn_that_failed_is_kept_and_its_repetition_takes_its_place(tmp_path: Path) -> None:
+    async with keyed(tmp_path) as chat:
+        chat.backend.play = plays(OK_SSE + BEGUN, failure(LlmError(Code.UNAVAILABLE, "died")))
+        await refused(chat.call("Generate", pb.LLMRequest(prompt="Who?"), request_id="r-1"))
+        await chat.settled()
+        (session,) = await chat.sessions()
+        assert [(turn.state, turn.text) for turn in await chat.turns(session.id)] == [(pb.TURN_STATE_FAILED, "Par")]
+        chat.backend.play = whole
+        assert (await chat.ask("Who?", request_id="r-1")).session_id == session.id
+        assert [turn.text for turn in await chat.turns(session.id)] == [TEXT]
+
+
+async def test_a_first_turn_whose_caller_left_is_kept_as_cancelled(tmp_path: Path) -> None:
+    async with keyed(tmp_path) as chat:
+        chat.backend.play, asked = waits_for(asyncio.Event())
+        call = asyncio.create_task(chat.ask("Who?"))
+        await asyncio.wait_for(asked.get(), WAIT)
+        call.cancel()
+        while not await chat.sessions():
+            await chat.settled()
+        (session,) = await chat.sessions()
+        assert [turn.state for turn in await chat.turns(session.id)] == [pb.TURN_STATE_CANCELLED]
+
+
+@pytest.mark.parametrize("way", ["leaves", "runs out of time"])
+async def test_a_first_turn_is_stored_whole_though_its_caller_goes_meanwhile(
+    tmp_path: Path, redis: RedisServer, way: str
+) -> None:
+    async with relay_to(redis.port) as relay, keyed(tmp_path, store=redis_at(relay.url)) as chat:
+        await chat.sessions()  # connects
+        go = asyncio.Event()
+        chat.backend.play, asked = waits_for(go)
+        call = asyncio.create_task(chat.ask("Who?", timeout=1.5 if way == "runs out of time" else None))
+        await asyncio.wait_for(asked.get(), WAIT)
+        while not relay.asked.empty():
+            relay.asked.get_nowait()
+        relay.answering.clear()
+        go.set()
+        await asyncio.wait_for(relay.asked.get(), WAIT)  # its turn is being written
+        if way == "leaves":
+            call.cancel()
+        await asyncio.wait({call}, timeout=WAIT)
+        assert call.cancelled() or isinstance(call.exception(), grpc.aio.AioRpcError)
+        relay.answering.set()
+        await chat.settled()
+        (session,) = await chat.sessions()
+        assert [turn.state for turn in await chat.turns(session.id)] == [pb.TURN_STATE_COMPLETE]
+
+
+def redis_at(url: str) -> dict[str, Any]:
+    return {"kind": "redis", "redis": {"url": url}}
+
+
 @talk(stream={"heartbeat_seconds": SOON})
 async def test_a_call_that_the_server_cannot_wait_for_is_told_so_and_its_turn_kept(chat: Chat) -> None:
     session_id = (await chat.ask("Who?")).session_id
@@ -531,20 +644,34 @@ async def test_a_store_without_room_is_as_the_config_says_and_no_cookie_names_wh
         store = {"kind": "redis", "redis": {"url": redis.url}}
         async with chatting({}, store=store, sessions={"when_store_fails": when}) as chat:
             if when == "forget":
-                found = await chat.ask("Who?")
-                assert (found.text, found.session_id, chat.jars[ME].set) == (TEXT, "", [])
+                for _ in range(2):
+                    found = await chat.ask("Who?")
+                    assert (found.text, found.session_id, chat.jars[ME].set) == (TEXT, "", [])
+                assert kinds(await chat.stream("Who?"))[-1] == "finished"
                 return
-            error = await refused(chat.call("Generate", pb.LLMRequest(prompt="Who?")))
+            error = await refused(chat.call("GenerateStream", pb.LLMRequest(prompt="Who?")).read())
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert details(error)[0] == "store"
             assert chat.backend.requests == []
+
+
+async def test_a_first_answer_that_cannot_be_stored_says_so_and_the_next_is_not_asked_for(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory", "1") as redis:  # which reads, and refuses to write
+        async with chatting({}, store={"kind": "redis", "redis": {"url": redis.url}}) as chat:
+            for words in ("could not be kept", "is full"):
+                error = await refused(chat.call("Generate", pb.LLMRequest(prompt="Who?")))
+                assert (error.code(), details(error)[0]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "store")
+                assert words in (error.details() or "")
+                chat.jars[ME].keep(error.trailing_metadata())
+                assert chat.jars[ME].set == []
+                assert len(chat.backend.requests) == 1
 
 
 @talk(sticky={"enabled": False})
 async def test_without_stickiness_nobody_can_come_back_so_nothing_is_kept(chat: Chat) -> None:
     call = chat.call("Generate", pb.LLMRequest(prompt="Who?"))
     assert (await call).session_id == ""
-    chat.jars[ME].keep(await call.initial_metadata())
+    chat.jars[ME].keep(await call.trailing_metadata())
     assert chat.jars[ME].cookies == {}
     error = await refused(chat.call("Generate", pb.LLMRequest(prompt="Who?", session_id="s1")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -588,7 +715,7 @@ async def test_a_session_goes_to_the_backend_that_answered_it_last() -> None:
 async def test_generate_text_takes_part_in_the_session_of_its_cookie_and_makes_none(chat: Chat) -> None:
     call = chat.call("generateText", pb.LlmQueryRequest(prompt="Alone?"))
     await call
-    chat.jars[ME].keep(await call.initial_metadata())
+    chat.jars[ME].keep(await call.trailing_metadata())
     assert chat.jars[ME].set == []
     await chat.ask("Who?")
     assert (await chat.call("generateText", pb.LlmQueryRequest(prompt="When?"))).text == TEXT

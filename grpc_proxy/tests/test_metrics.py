@@ -179,7 +179,7 @@ async def test_a_repeated_answer_is_not_counted_as_new_tokens() -> None:
         stub = await stub_of(here.channel)
         call = stub.Generate(pb.LLMRequest(prompt="Who?"), metadata=(("x-request-id", "r-1"),))
         await call
-        pairs = [value.partition(";")[0] for name, value in await call.initial_metadata() if name == "set-cookie"]
+        pairs = [value.partition(";")[0] for name, value in await call.trailing_metadata() if name == "set-cookie"]
         again = (("x-request-id", "r-1"), ("cookie", "; ".join(pairs)))
         await stub.Generate(pb.LLMRequest(prompt="Who?"), metadata=again)
         found = samples(here.proxy.metrics)
@@ -200,6 +200,6 @@ def test_the_end_of_a_call_that_went_well_is_ok() -> None:
 
 def test_no_two_processes_metrics_are_mixed_up() -> None:
     one, other = Metrics(900), Metrics(900)
-    one.session_made()
+    one.session_used("s1", is_new=True)
     assert samples(one)["llm_service_sessions_total",] == 1
     assert samples(other)["llm_service_sessions_total",] == 0

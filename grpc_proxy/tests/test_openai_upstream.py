@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from grpc_proxy import server
+from grpc_proxy.http_client import Clients
 from grpc_proxy.upstream import Upstream
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message
@@ -37,7 +37,7 @@ from lambdalm.timings import HopClock
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
 
-from .conftest import SOON, WAIT, new_call, new_config, proxy_here
+from .conftest import SOON, WAIT, new_call, new_config, proxy_here, streamed
 
 REQUEST = ChatRequest(prompt="What is λ?")
 EVERYTHING = ChatRequest(
@@ -77,8 +77,8 @@ def base(backend: RawServer) -> str:
 @contextlib.asynccontextmanager
 async def upstream_of(url: str, **upstream: Any) -> AsyncIterator[Upstream]:
     config = new_config(url, upstream={"dialect": "openai", **upstream})
-    async with server.session() as http:
-        yield Upstream(http, config.upstreams["main"], WAIT)
+    async with Clients() as http:
+        yield Upstream(http, config.upstreams["main"])
 
 
 async def read(
@@ -88,7 +88,7 @@ async def read(
     events: list[StreamEvent] = []
     async with RawServer(play) as backend, upstream_of(base(backend)) as upstream:
         try:
-            async for batch in upstream.stream(request, call or new_call()):
+            async for batch in streamed(upstream, request, call or new_call()):
                 events += batch
         except LlmError as error:
             return events, error
@@ -104,7 +104,7 @@ async def failure(asking: Awaitable[object]) -> LlmError:
 @pytest.mark.parametrize("slash", ["", "/"])
 async def test_the_server_is_asked_in_its_own_words(slash: str) -> None:
     async with RawServer(sends(OK_SSE + WHOLE)) as backend, upstream_of(base(backend) + slash) as upstream:
-        async for _ in upstream.stream(EVERYTHING, new_call()):
+        async for _ in streamed(upstream, EVERYTHING, new_call()):
             pass
         (asked,) = backend.requests
     assert asked.target == "/v1/chat/completions"
@@ -130,7 +130,7 @@ async def test_the_configured_model_is_asked_for_where_a_request_names_none() ->
     async with RawServer(sends(OK_SSE + WHOLE)) as backend:
         for configured, named, model in (("a", None, "a"), ("a", "b", "b"), (None, "b", "b"), (None, None, None)):
             async with upstream_of(base(backend), model=configured) as upstream:
-                async for _ in upstream.stream(ChatRequest(prompt="λ", model=named), new_call()):
+                async for _ in streamed(upstream, ChatRequest(prompt="λ", model=named), new_call()):
                     pass
             assert json.loads(backend.requests[-1].body).get("model") == model
 
@@ -195,7 +195,7 @@ async def test_what_came_before_the_connection_broke_is_not_lost_on_a_slow_reade
         has_left.set()
 
     async with RawServer(play) as backend, upstream_of(base(backend)) as upstream:
-        batches = upstream.stream(REQUEST, new_call())
+        batches = streamed(upstream, REQUEST, new_call())
         assert await anext(batches) == [Started("r1", "tiny-1"), TextDelta("Par")]
         has_begun.set()
         await has_left.wait()
@@ -212,7 +212,7 @@ async def test_when_nothing_listens_it_is_unavailable_and_says_where() -> None:
         url = base(backend)
     async with upstream_of(url) as upstream:
         with pytest.raises(LlmError, match=rf"openai at {url} cannot be reached: Connection refused") as raised:
-            await anext(upstream.stream(REQUEST, new_call()))
+            await anext(streamed(upstream, REQUEST, new_call()))
         assert (raised.value.code, raised.value.origin, raised.value.retry_after) == (Code.UNAVAILABLE, "openai", 1)
         assert "cannot be reached" in ((await upstream.look()).why or "")
 
@@ -233,7 +233,7 @@ async def test_the_time_of_a_server_that_tells_none_is_not_the_proxys_own() -> N
     call = Call("r1", WAIT, clock)
     now = 101.0
     async with RawServer(sends(OK_SSE + WHOLE)) as backend, upstream_of(base(backend)) as upstream:
-        async for _ in upstream.stream(REQUEST, call):
+        async for _ in streamed(upstream, REQUEST, call):
             now = 105.0
     share = clock.timings()["proxy"]
     assert (share.total_ms, share.own_ms) == (5000, 1000)

@@ -13,17 +13,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from grpc_proxy import routing, server
+from grpc_proxy import routing
 from grpc_proxy.config import Config
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
+from grpc_proxy.http_client import Clients
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.routing import Target
 from grpc_proxy.upstream import Upstream
 from lambdalm import logs
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, ErrorBody, LlmError
-from lambdalm.events import Finished, Heartbeat, Started, StreamEvent, TextDelta, Usage
+from lambdalm.events import Finished, Started, StreamEvent, TextDelta, Usage
 from lambdalm.models import ModelInfo
 from lambdalm.stream import ErrorAnswer
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
@@ -114,7 +115,7 @@ class Backend(RawServer):
 
 @contextlib.asynccontextmanager
 async def pooled(
-    *backends: RawServer, heartbeat: float = 15, routing: Any = None, upstreams: Sequence[Any] = (), **all_: Any
+    *backends: RawServer, routing: Any = None, upstreams: Sequence[Any] = (), **all_: Any
 ) -> AsyncIterator[Pool]:
     """A pool of them, named a, b, …; `upstreams` has what is each one's, `all_` what is all of them's."""
     parts = [*upstreams, *({} for _ in backends)]
@@ -125,10 +126,10 @@ async def pooled(
     config = msgspec.convert(
         {"listen": {"host": "127.0.0.1", "port": 0}, "upstreams": named, "routing": routing or {}}, Config
     )
-    async with server.session() as http:
+    async with Clients() as http:
         configs = config.each_upstream()
-        members = {name: Upstream(http, one, heartbeat) for name, one in configs.items()}
-        yield Pool(members, configs, config.routing, heartbeat, Watcher(), DetachedRuns(4))
+        members = {name: Upstream(http, one) for name, one in configs.items()}
+        yield Pool(members, configs, config.routing, Watcher(), DetachedRuns(4))
 
 
 @contextlib.asynccontextmanager
@@ -143,16 +144,20 @@ def asking(prompt: str = "Hello!", model: str | None = None, sticky: str | None 
     def prepare(upstream: str, model: str | None, window: int | None) -> ChatRequest:
         return ChatRequest(prompt=prompt, model=model)
 
-    return Ask(model, parts.get("prepare", prepare), parts.get("may_use", lambda model: True), sticky)
+    may_use = parts.get("may_use", lambda model: True)
+    return Ask(model, parts.get("prepare", prepare), may_use, parts.get("saw", lambda batch: None), sticky)
 
 
 async def events(
     pool: Pool, ask: Ask, into: list[StreamEvent] | None = None, budget: float = WAIT
 ) -> list[StreamEvent]:
     found: list[StreamEvent] = [] if into is None else into
-    async with contextlib.aclosing(pool.stream(ask, new_call())) as batches:
-        async for batch in batches:
-            found += batch
+    running = await pool.stream(ask, new_call())
+    try:
+        while not (found and isinstance(found[-1], Finished)):
+            found += await running.next()
+    finally:
+        running.close()
     return found
 
 
@@ -256,17 +261,14 @@ async def test_a_session_stays_with_its_backend_while_that_is_healthy_and_has_ro
         assert a.prompts == ["full", "ill"]
 
 
-async def test_what_waits_is_answered_in_the_order_it_came_and_gets_heartbeats_meanwhile() -> None:
+async def test_what_waits_is_answered_in_the_order_it_came() -> None:
     a = Backend()
     a.play = a.held
-    async with up(a), pooled(a, max_in_flight=1, heartbeat=SOON) as pool:
+    async with up(a), pooled(a, max_in_flight=1) as pool:
         first = starts(pool, asking("0"))
         await a.has()
-        found: list[StreamEvent] = []
-        tasks = [asyncio.create_task(events(pool, asking("1"), found))]
-        tasks += [asyncio.create_task(events(pool, asking(f"{number}"))) for number in (2, 3)]
-        await until(lambda: len(found) >= 2)
-        assert found[:2] == [Heartbeat(), Heartbeat()]
+        tasks = [asyncio.create_task(events(pool, asking(f"{number}"))) for number in (1, 2, 3)]
+        await until(lambda: len(pool.line.waiters) == 3)
         assert len(a.requests) == 1
         for number in range(1, 4):
             a.let()
@@ -553,17 +555,14 @@ async def test_a_request_without_its_first_word_leaves_a_backend_that_is_found_d
 async def test_where_nobody_else_could_answer_it_goes_on_waiting() -> None:
     a, b = Backend(), Backend()
     a.play = a.held
-    async with up(a, b), pooled(a, b, heartbeat=SOON) as pool:
+    async with up(a, b), pooled(a, b) as pool:
         pool.looked("b", DOWN)
-        found: list[StreamEvent] = []
-        waits = asyncio.create_task(events(pool, asking(sticky="a"), found))
+        waits = starts(pool, asking(sticky="a"))
         await a.has()
         pool.looked("a", DOWN)
-        beats = len(found)
-        await until(lambda: len(found) > beats + 1)
         a.let()
-        await waits
-        assert "".join(event.text for event in found if isinstance(event, TextDelta)) == TEXT
+        assert await waits == TEXT
+        assert b.requests == []
 
 
 async def test_a_stream_that_has_begun_is_not_cut_when_its_backend_is_found_down() -> None:
@@ -578,12 +577,13 @@ async def test_a_stream_that_has_begun_is_not_cut_when_its_backend_is_found_down
 
     a.play = play
     async with up(a, b), pooled(a, b) as pool:
-        stream = pool.stream(asking(sticky="a"), new_call())
-        found = await anext(stream)
+        running = await pool.stream(asking(sticky="a"), new_call())
+        found = await running.next()
         pool.looked("a", DOWN)
         go.set()
-        async for batch in stream:
-            found += batch
+        while not isinstance(found[-1], Finished):
+            found += await running.next()
+        running.close()
         assert "".join(event.text for event in found if isinstance(event, TextDelta)) == TEXT
 
 
@@ -648,26 +648,11 @@ async def test_of_those_who_wait_for_the_same_only_the_first_is_looked_at_while_
 
 
 async def test_what_comes_before_the_first_delta_is_held_back_whole() -> None:
-    a = Backend()
-    go: asyncio.Queue[None] = asyncio.Queue()
-
-    async def play(peer: Peer) -> None:
-        await peer.send(OK_SSE + STARTED)
-        for piece in (USAGE, END):
-            await go.get()
-            await peer.send(piece)
-
-    a.play = play
-    async with up(a), pooled(a, heartbeat=SOON) as pool:
-        found: list[StreamEvent] = []
-        task = asyncio.create_task(events(pool, asking(), found))
-        for _ in range(2):
-            beats = len(found)
-            await until(lambda beats=beats: len(found) > beats + 1)  # type: ignore[misc]
-            assert set(found) == {Heartbeat()}
-            go.put_nowait(None)
-        await task
-        assert [type(event) for event in found if event != Heartbeat()] == [Started, Usage, Finished]
+    a = Backend(sends(OK_SSE, STARTED, USAGE, END))
+    async with up(a), pooled(a) as pool:
+        running = await pool.stream(asking(), new_call())
+        assert [type(event) for event in await running.next()] == [Started, Usage, Finished]
+        running.close()
 
 
 async def test_its_models_are_those_of_all_backends_that_answer() -> None:
@@ -740,26 +725,16 @@ async def test_a_caller_who_leaves_gives_the_place_back_at_every_stage(stage: St
         assert watcher(pool).ejections == []
 
 
-async def test_a_caller_who_leaves_just_when_the_backend_fails_leaves_no_error_that_nobody_has_looked_at() -> None:
-    a, go = Backend(), asyncio.Event()
-
-    async def play(peer: Peer) -> None:
-        a.arrived.put_nowait("")
-        await go.wait()
-
-    a.play = play
-    async with up(a), pooled(a) as pool:
-        before = asyncio.all_tasks()
-        call = starts(pool, asking())
+async def test_a_caller_who_leaves_while_its_request_moves_is_not_asked_elsewhere() -> None:
+    a, b = Backend(), Backend()
+    a.play = a.held
+    async with up(a, b), pooled(a, b) as pool:
+        call = starts(pool, asking(sticky="a"))
         await a.has()
-        (step,) = [task for task in asyncio.all_tasks() - before if "asend" in repr(task)]
-        step.add_done_callback(lambda _: call.cancel())
-        go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await call
+        pool.looked("a", DOWN)
+        await cancelled(call)
+        assert b.requests == []
         assert idle(pool)
-        assert step.done()
-        assert not step._log_traceback  # or asyncio complains when the task goes
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -804,3 +779,74 @@ async def test_when_all_calls_have_ended_none_is_in_flight_and_none_waits(seed: 
             backend.play = backend.whole
             pool.looked(name, UP)
         assert await said(pool, asking()) == TEXT
+
+
+PLAIN = answer("200 OK", "application/json", b'{"id":"r1","model":"tiny","text":"plain","finish_reason":"stop"}')
+
+
+async def answered(pool: Pool, ask: Ask) -> str:
+    return (await pool.answer(ask, new_call())).text
+
+
+async def test_a_whole_answer_is_asked_for_plainly() -> None:
+    a = Backend(sends(PLAIN))
+    async with up(a), pooled(a) as pool:
+        assert await answered(pool, asking()) == "plain"
+        (request,) = a.requests
+        assert "stream" not in json.loads(request.body)
+        assert request.headers["accept"] == "application/json"
+        assert idle(pool)
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_FIRST_DELTA)
+async def test_a_plain_answer_that_has_not_begun_moves_to_another_backend(name: str) -> None:
+    a, b = Backend(BEFORE_THE_FIRST_DELTA[name]), Backend(sends(PLAIN))
+    async with up(a, b), pooled(a, b) as pool:
+        assert await answered(pool, asking(sticky="a")) == "plain"
+        assert (len(a.requests), len(b.requests)) == (1, 1)
+        assert [upstream for upstream, _ in watcher(pool).retries] == ["a"]
+        assert idle(pool)
+
+
+@pytest.mark.parametrize(
+    "sent", [PLAIN[:-1], PLAIN.replace(b'"text"', b'"what"'), OK_SSE + BEGUN], ids=["cut", "unreadable", "streamed"]
+)
+async def test_a_plain_answer_that_has_begun_is_never_repeated(sent: bytes) -> None:
+    a, b = Backend(sends(sent)), Backend()
+    async with up(a, b), pooled(a, b) as pool:
+        with pytest.raises(LlmError) as raised:
+            await answered(pool, asking(sticky="a"))
+        assert raised.value.code in (Code.UNAVAILABLE, Code.INTERNAL)
+        assert b.requests == []
+        assert idle(pool)
+
+
+async def test_a_plain_answer_leaves_a_backend_that_is_found_down() -> None:
+    a, b = Backend(), Backend(sends(PLAIN))
+    a.play = a.held
+    async with up(a, b), pooled(a, b) as pool:
+        waits = asyncio.create_task(answered(pool, asking(sticky="a")))
+        await a.has()
+        pool.looked("a", DOWN)
+        assert await waits == "plain"
+        await asyncio.wait_for(a.left.get(), WAIT)
+        assert idle(pool)
+
+
+async def test_a_caller_who_leaves_stops_the_plain_answer() -> None:
+    a = Backend()
+    a.play = a.held
+    async with up(a), pooled(a) as pool:
+        task = asyncio.create_task(answered(pool, asking()))
+        await a.has()
+        await cancelled(task)
+        await asyncio.wait_for(a.left.get(), WAIT)
+        assert idle(pool)
+
+
+async def test_models_that_are_known_are_not_asked_for() -> None:
+    a = Backend()
+    async with up(a), pooled(a) as pool:
+        pool.members["a"].offers([ModelInfo("tiny", "p", 512)])
+        assert await pool.models() == [ModelInfo("tiny", "p", 512)]
+        assert a.requests == []

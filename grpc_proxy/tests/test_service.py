@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from lambdalm import timings
 from lambdalm.errors import Code, ErrorBody, LlmError
-from lambdalm.events import Delta, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from lambdalm.events import Answer, Delta, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
 from lambdalm.stream import ErrorAnswer, encode_event
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
@@ -173,7 +174,7 @@ async def test_generate_gives_the_whole_answer(wire: Wire) -> None:
 async def test_generate_text_passes_prompt_and_max_tokens_on_and_gives_the_text(wire: Wire) -> None:
     found = await wire.stub.generateText(pb.LlmQueryRequest(prompt="λ?", max_tokens=9))
     assert found.text == TEXT
-    assert wire.asked() == {"prompt": "λ?", "max_tokens": 9, "stream": True}
+    assert wire.asked() == {"prompt": "λ?", "max_tokens": 9}
 
 
 async def test_all_of_a_request_is_passed_on(wire: Wire) -> None:
@@ -192,7 +193,6 @@ async def test_all_of_a_request_is_passed_on(wire: Wire) -> None:
         "frequency_penalty": 0,
         "stop": ["\n", "λ"],
         "seed": -3,
-        "stream": True,
     }
 
 
@@ -398,3 +398,79 @@ async def test_many_calls_at_a_time_keep_their_answers_apart(wire: Wire) -> None
     prompts = [f"call {number} λ" for number in range(50)]
     found = await asyncio.gather(*(wire.stub.Generate(pb.LLMRequest(prompt=prompt)) for prompt in prompts))
     assert [whole.text for whole in found] == prompts
+
+
+def plain(text: str) -> bytes:
+    body = msgspec.json.encode(Answer("r1", "tiny", text, FinishReason.STOP, timings=TIMINGS))
+    return answer("200 OK", "application/json", body)
+
+
+async def test_generate_asks_for_the_answer_in_one_piece(wire: Wire) -> None:
+    wire.sends(plain("So."))
+    call = wire.stub.Generate(HELLO)
+    found = await call
+    assert (found.text, found.model, found.finish_reason) == ("So.", "tiny", pb.FINISH_REASON_STOP)
+    assert [share.hop for share in found.timings] == ["backend", "proxy"]
+    assert list(timings.decode(dict(await call.trailing_metadata())["server-timing"])) == ["backend", "proxy"]
+    assert wire.asked() == {"prompt": "Hello!"}
+
+
+async def test_when_the_caller_of_a_plain_answer_leaves_its_connection_closes(wire: Wire) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked.set()
+        await peer.gone()
+        left.set()
+
+    wire.backend.play = play
+    call = wire.stub.Generate(HELLO)
+    waiting = asyncio.create_task(refused(call))
+    await soon(asked)
+    waiting.cancel()
+    await soon(left)
+
+
+@wired(limits={"max_message_bytes": 20_000})
+@pytest.mark.parametrize("memory", [pb.MEMORY_ON, pb.MEMORY_OFF])
+async def test_an_answer_over_the_message_limit_says_what_to_do(wire: Wire, memory: pb.Memory) -> None:
+    wire.sends(plain("λ" * 10_000))
+    request = pb.LLMRequest(prompt="Hello!", memory=memory)
+    error = await refused(wire.stub.Generate(request))
+    assert error.code() is grpc.StatusCode.OUT_OF_RANGE
+    assert "stream" in (error.details() or "")
+    assert "max_tokens" in (error.details() or "")
+    assert details(error) == ("proxy", None)
+    wire.sends(plain("λ" * 7_000))
+    assert (await wire.stub.Generate(request)).text == "λ" * 7_000
+
+
+async def test_a_text_over_the_message_limit_comes_as_a_stream(wire: Wire) -> None:
+    text = "λ" * 3_000_000
+    wire.sends(plain(text))
+    assert said([event async for event in wire.stub.GenerateStream(HELLO)]) == text
+
+
+@wired(stream={"write_seconds": 0.5})
+async def test_a_reader_that_takes_nothing_ends_the_generation(wire: Wire) -> None:
+    left = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.send(OK_SSE + BEGUN)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await peer.send(encode_event(TextDelta("x" * 60_000)))
+        left.set()
+
+    wire.backend.play = play
+    call = wire.stub.GenerateStream(HELLO)
+    await call.read()
+    await soon(left)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await _to_its_end(call)
+    assert raised.value.code() is grpc.StatusCode.CANCELLED
+
+
+async def _to_its_end(call: Any) -> None:
+    while await call.read():
+        pass

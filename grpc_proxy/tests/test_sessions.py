@@ -99,6 +99,43 @@ async def test_the_users_words_are_stored_before_anything_is_answered(sessions: 
     assert (kept.state, kept.prompt, kept.text) == (State.PENDING, "Who?", "")
 
 
+async def test_words_that_are_begun_unstored_are_stored_with_their_answer(sessions: Sessions) -> None:
+    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", "Be brief.")
+    await fails(sessions.get(ADA, work.key.name), Code.NOT_FOUND)
+    await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
+    assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
+    assert (await sessions.get(ADA, work.key.name)).system == "Be brief."
+
+
+@pytest.mark.parametrize("other", [State.PENDING, State.FAILED])
+async def test_unstored_words_take_over_from_a_repetition_without_an_answer(sessions: Sessions, other: State) -> None:
+    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    repetition = await begun(sessions, "r1", "Who?")
+    if other is not State.PENDING:
+        await sessions.end(repetition, Ending(other))
+    await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
+    assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
+    if other is State.PENDING:
+        await fails(sessions.end(repetition, Ending(State.COMPLETE, "Eve.", "tiny")), Code.ABORTED)
+
+
+async def test_unstored_words_give_way_to_a_repetition_that_was_answered(sessions: Sessions) -> None:
+    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    await turn(sessions, "r1", "Who?", "Ada.")
+    await fails(sessions.end(work, Ending(State.COMPLETE, "Eve.", "tiny")), Code.ABORTED)
+    assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
+
+
+async def test_only_a_new_session_in_a_healthy_store_may_be_stored_once(store: Store, clock: Clock) -> None:
+    trouble: list[str] = []
+    sessions = Sessions(store, SessionsConfig(), clock, lambda: next(iter(trouble), None))
+    assert sessions.may_store_once(await opened(sessions, "r1"))
+    kept = await turn(sessions, "r1")
+    assert not sessions.may_store_once(await opened(sessions, "r2", session_id=kept))
+    trouble.append("it is down")
+    assert not sessions.may_store_once(await opened(sessions, "r3"))
+
+
 async def test_nobody_finds_the_session_of_another(sessions: Sessions) -> None:
     kept = await turn(sessions, "r1", "my secret")
     assert await sessions.open(EVE, kept, "r2", "λ?") is None

@@ -229,6 +229,20 @@ def collect(stream: Iterable[StreamEvent]) -> Answer:
     return collector.answer()
 
 
+def replayed(answer: Answer) -> Iterator[StreamEvent]:
+    """A whole answer as the stream that it would have been."""
+    yield Started(answer.id, answer.model, answer.session_id)
+    if answer.reasoning:
+        yield ReasoningDelta(answer.reasoning)
+    if answer.text:
+        yield TextDelta(answer.text)
+    for index, tool in enumerate(answer.tool_calls):
+        yield ToolCallDelta(index, tool.id, tool.name, tool.arguments)
+    if answer.usage is not None:
+        yield Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    yield Finished(answer.finish_reason, answer.usage, answer.timings)
+
+
 def timed(events: Iterable[StreamEvent], clock: HopClock) -> Iterator[StreamEvent]:
     """The same stream, with the time of the hop whose clock this is added to its end."""
     for event in events:

@@ -12,6 +12,7 @@ import uvloop
 from grpc_proxy import key_commands, server, tls
 from grpc_proxy.config import Config
 from grpc_proxy.door import HOP
+from grpc_proxy.http_client import Clients
 from grpc_proxy.keys import make_ring
 from grpc_proxy.store.base import Key
 from grpc_proxy.upstream import Upstream
@@ -60,7 +61,7 @@ def test(config: Config) -> str:
 
 
 async def _look(config: Config) -> list[tuple[str, LlmError | None]]:
-    async with server.session() as http:
+    async with Clients() as http:
         proxy = await make_proxy(config, http)
         try:
             await proxy.store.get(Key("test", "test"))

@@ -1,15 +1,19 @@
 """One request's way to its answer: what is remembered of it, what it may cost, who answers it.
 
-In this order: the session is read, the quota reserved, the user's words stored, an upstream asked; the answer is stored
-before its end is told, and the quota settled. A turn that ends in another way is kept as failed or cancelled.
+1. The session is opened (`_open`). A request that was answered before has its answer again.
+2. The quota is reserved (`_reserve`).
+3. The user's words are stored (`_begin`); the first turn of a plain answer waits for 5.
+4. An upstream is asked, with what the session remembers (`_ask`).
+5. The answer is stored before its end is sent (`_commit`).
+6. A turn that ended in another way is kept as failed or cancelled, and the quota is settled (`_over`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,56 +27,127 @@ from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.quotas import Quotas, Reservation
 from grpc_proxy.sessions import Begun, Opened, Sessions, no_such_session
+from grpc_proxy.upstream import Hold
 from lambdalm import logs
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.errors import STORE, Code, LlmError
-from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, Usage
+from lambdalm.events import Answer, Delta, Finished, FinishReason, Started, StreamEvent, replayed
+from lambdalm.rpc import messages
 
 _ANSWER_TOKENS = 1024  # what an answer is thought to take where the request does not say
 _LATE = 0.05  # seconds: gRPC may end a call at its caller's deadline a little before our clock does
 _SETTLE_SECONDS = 30  # after its deadline, for a call to be settled with what it took rather than with its estimate
+_AROUND = 4096  # bytes of a plain answer's message, at most, that its session and its timings take
 
 _log = logs.get(__name__)
 
 Batches = AsyncGenerator[list[StreamEvent], None]
 
 
-class Answering:
-    """What all requests share. Use it in one event loop."""
+class Prepared:
+    """A request that may be answered: its turn, if one is kept, and what it may use. `answered` is the turn of a
+    request that was answered before. `state` is how the turn is to be kept at the end; None: it is kept already."""
 
-    def __init__(self, pool: Pool, callers: Callers, sessions: Sessions, quotas: Quotas, metrics: Metrics) -> None:
+    def __init__(self, answered: Turn | None = None, reservation: Reservation | None = None) -> None:
+        self.answered = answered
+        self.reservation = reservation
+        self.opened: Opened | None = None
+        self.begun: Begun | None = None
+        self.state: State | None = State.CANCELLED
+
+    def ended(self, error: BaseException) -> None:
+        """It ends with an error."""
+        if self.state is State.CANCELLED and isinstance(error, LlmError) and error.code is not Code.CANCELLED:
+            self.state = State.FAILED
+
+
+class Answering:
+    """What all requests share. Use it in one event loop. A plain answer's message has at most `max_bytes`."""
+
+    def __init__(
+        self, pool: Pool, callers: Callers, sessions: Sessions, quotas: Quotas, metrics: Metrics, max_bytes: int
+    ) -> None:
         self._pool = pool
         self._callers = callers
         self._sessions = sessions
         self._quotas = quotas
         self._metrics = metrics
+        self._max_bytes = max_bytes
         self._afterwards = Background()
 
-    async def stream(self, exchange: Exchange) -> Batches:
-        """The answer's batches: `Started` first, but for heartbeats; `Finished` when it is stored. Raises LlmError."""
+    async def answer(self, exchange: Exchange) -> Answer:
+        """The whole answer, when it is stored. Raises LlmError."""
+        prepared = await self._prepare(exchange, whole=True)
+        if prepared.answered is not None:
+            answer = _once_more(exchange, prepared.answered)
+            self._check_size(answer)
+            return msgspec.structs.replace(answer, timings=exchange.call.clock.timings())
+        try:
+            answer = await self._pool.answer(self._ask(exchange, prepared.begun), exchange.call)
+            exchange.answered(answer)
+            self._check_size(answer)
+            await self._commit(exchange, prepared)
+        except BaseException as error:
+            self._failed(exchange, prepared, error)
+            raise
+        finally:
+            self._over(exchange, prepared)
+        self._metrics.used(self._pool.known(exchange.model), exchange.usage)
+        timings = exchange.call.clock.timings()
+        return msgspec.structs.replace(answer, timings=timings, session_id=exchange.session_id)
+
+    async def stream(self, exchange: Exchange, hold: Hold | None = None) -> Batches:
+        """The answer's batches, `Started` first; `Finished` when it is stored. Raises LlmError."""
+        prepared = await self._prepare(exchange, whole=False)
+        if prepared.answered is not None:
+            yield self._finished(exchange, list(replayed(_once_more(exchange, prepared.answered))))
+            return
+        running = None
+        try:
+            running = await self._pool.stream(self._ask(exchange, prepared.begun), exchange.call, hold)
+            batch = _with_session(await running.next(), exchange)
+            while not isinstance(batch[-1], Finished):
+                yield batch
+                batch = await running.next()
+            try:
+                await self._commit(exchange, prepared)
+            except LlmError:
+                if batch[:-1]:
+                    yield batch[:-1]
+                raise
+            self._metrics.used(self._pool.known(exchange.model), exchange.usage)
+            yield self._finished(exchange, batch)
+        except BaseException as error:
+            self._failed(exchange, prepared, error)
+            raise
+        finally:
+            if running is not None:
+                running.close()
+            self._over(exchange, prepared)
+
+    async def finish(self) -> None:
+        """Wait for work that outlives its call: settling quotas, storing turns."""
+        await self._afterwards.finish()
+
+    async def _prepare(self, exchange: Exchange, whole: bool) -> Prepared:
+        """Steps 1 to 3; raises LlmError."""
         _check_model(exchange)
         opened = await self._open(exchange)
         if opened is not None and opened.answered is not None:
             self._names(exchange, opened)
-            yield list(_once_more(exchange, opened.answered))
-            return
-        reservation = await self._reserve(exchange, opened)
+            return Prepared(opened.answered)
+        prepared = Prepared(reservation=await self._reserve(exchange, opened))
         try:
-            begun = None if opened is None else await self._begin(exchange, opened)
-            exchange.keeps_text = begun is not None or reservation is not None
-            async with contextlib.aclosing(self._remembered(exchange, begun)) as batches:
-                async for batch in batches:
-                    yield batch
-        except (asyncio.CancelledError, GeneratorExit):
-            exchange.was_left = True
+            if opened is not None:
+                prepared.begun = await self._begin(exchange, opened, whole)
+                prepared.opened = opened
+        except BaseException as error:
+            self._failed(exchange, prepared, error)
+            self._over(exchange, prepared)
             raise
-        finally:
-            if reservation is not None:
-                self._later(self._quotas.settle(reservation, exchange.spent()))
-
-    async def finish(self) -> None:
-        """Returns when all that ended calls have left to do is done."""
-        await self._afterwards.finish()
+        exchange.keeps_text = prepared.begun is not None or prepared.reservation is not None
+        exchange.when_ready()
+        return prepared
 
     async def _open(self, exchange: Exchange) -> Opened | None:
         """The session that remembers this, None where none does; raises LlmError where the one named is not there."""
@@ -124,9 +199,11 @@ class Answering:
             self._metrics.refused("store" if error.origin == STORE else "quota")
             raise
 
-    async def _begin(self, exchange: Exchange, opened: Opened) -> Begun | None:
+    async def _begin(self, exchange: Exchange, opened: Opened, whole: bool) -> Begun | None:
         """Store the user's words: to the end, also when the caller leaves meanwhile."""
         call, system = exchange.call, exchange.request.system
+        if whole and self._sessions.may_store_once(opened):
+            return self._sessions.begin_unstored(opened, call.id, exchange.prompt, system)
         work = self._sessions.begin(opened, call.id, exchange.prompt, system, call.remaining())
         beginning = asyncio.create_task(work)
         try:
@@ -138,35 +215,13 @@ class Answering:
             if not self._sessions.goes_on_without(error):
                 raise
             return None
-        self._names(exchange, opened)
-        self._metrics.session_used(opened.key.name)
-        if opened.record is None:
-            self._metrics.session_made()
+        self._stored(exchange, opened)
         return begun
 
-    async def _remembered(self, exchange: Exchange, begun: Begun | None) -> Batches:
-        """The pool's batches; with a turn to remember, the answer is stored before `Finished` is passed on."""
-        state: State | None = State.CANCELLED
-        try:
-            async with contextlib.aclosing(self._pool.stream(self._ask(exchange, begun), exchange.call)) as batches:
-                async for batch in batches:
-                    exchange.saw(batch)
-                    if isinstance(batch[-1], Finished):
-                        state = None  # also if the caller leaves while the answer is being stored
-                        if begun is not None and (failure := await self._commit(begun, exchange)) is not None:
-                            state = State.FAILED
-                            if rest := [_with_session(event, exchange) for event in batch[:-1]]:
-                                yield rest
-                            raise failure
-                    yield [_with_session(event, exchange) for event in batch]
-        except LlmError as error:
-            if state is State.CANCELLED and error.code is not Code.CANCELLED:
-                state = State.FAILED
-            raise
-        finally:
-            if begun is not None and state is not None:
-                late = exchange.call.cancelled or exchange.call.remaining() <= _LATE  # it was not the caller who left
-                self._later(self._keep(begun, exchange, State.FAILED if late else state))
+    def _stored(self, exchange: Exchange, opened: Opened) -> None:
+        """Its turn is in the store."""
+        self._names(exchange, opened)
+        self._metrics.session_used(opened.key.name, is_new=opened.record is None)
 
     def _ask(self, exchange: Exchange, begun: Begun | None) -> Ask:
         """What the pool is to ask: the request itself, with what the session remembers of what went before."""
@@ -186,12 +241,18 @@ class Answering:
 
         sticky = None if begun is None else begun.session.upstream
         key = exchange.caller.key
-        return Ask(request.model, prepare, _any_model if key is None else key.allows, sticky)
+        may_use = _any_model if key is None else key.allows
+        return Ask(request.model, prepare, may_use, partial(self._saw, exchange), sticky)
 
-    async def _commit(self, begun: Begun, exchange: Exchange) -> LlmError | None:
-        """Store the whole answer; gives the error with which the stream ends where that fails."""
+    async def _commit(self, exchange: Exchange, prepared: Prepared) -> None:
+        """Store the whole answer, also when the caller leaves meanwhile; raises LlmError where that fails."""
+        begun = prepared.begun
+        prepared.state = None
+        if begun is None:
+            return
         if exchange.overlong:
-            return _not_kept(LlmError(Code.FAILED_PRECONDITION, "it is longer than a session can hold"))
+            prepared.state = State.FAILED
+            raise _not_kept(LlmError(Code.FAILED_PRECONDITION, "it is longer than a session can hold"))
         storing = asyncio.create_task(self._sessions.end(begun, exchange.ending(State.COMPLETE)))
         try:
             await asyncio.shield(storing)
@@ -199,14 +260,67 @@ class Answering:
             self._later(_seen(storing))
             raise
         except LlmError as error:
-            return _not_kept(error)
+            if begun.version is None and self._sessions.goes_on_without(error):
+                return
+            prepared.state = State.FAILED
+            raise _not_kept(error) from None
+        if begun.version is None and prepared.opened is not None:
+            self._stored(exchange, prepared.opened)
         self._metrics.turn_ended(State.COMPLETE)
-        return None
+
+    def _failed(self, exchange: Exchange, prepared: Prepared, error: BaseException) -> None:
+        prepared.ended(error)
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            exchange.was_left = True
+
+    def _over(self, exchange: Exchange, prepared: Prepared) -> None:
+        """Step 6, which nobody waits for."""
+        if prepared.begun is not None and prepared.state is not None:
+            late = exchange.call.cancelled or exchange.call.remaining() <= _LATE  # it was not the caller who left
+            self._later(self._keep(prepared.begun, exchange, State.FAILED if late else prepared.state))
+        if prepared.reservation is not None:
+            self._later(self._quotas.settle(prepared.reservation, exchange.spent()))
+
+    def _saw(self, exchange: Exchange, batch: list[StreamEvent]) -> None:
+        """More of the answer has come."""
+        exchange.saw(batch)
+        if not any(isinstance(event, Delta) for event in batch):
+            return
+        now = time.monotonic()
+        if exchange.last_delta is None:
+            exchange.call.clock.first_delta()
+            self._metrics.first_delta(exchange.call.clock.total_ms() / 1000)
+        else:
+            self._metrics.gap(now - exchange.last_delta)
+        exchange.last_delta = now
+
+    def _finished(self, exchange: Exchange, batch: list[StreamEvent]) -> list[StreamEvent]:
+        """The last batch, with this hop's time in it."""
+        end = batch[-1]
+        assert isinstance(end, Finished)
+        if end.timings:
+            exchange.call.clock.behind = end.timings
+        return [*batch[:-1], msgspec.structs.replace(end, timings=exchange.call.clock.timings())]
+
+    def _check_size(self, answer: Answer) -> None:
+        """Raises `LlmError(OUT_OF_RANGE)` for an answer that no message can hold."""
+        said = (answer.text, answer.reasoning or "", *(tool.arguments for tool in answer.tool_calls))
+        if 4 * sum(map(len, said)) + _AROUND <= self._max_bytes:  # no character has more bytes
+            return
+        size = messages.answer_to_proto(answer).ByteSize() + _AROUND
+        if size > self._max_bytes:
+            raise LlmError(
+                Code.OUT_OF_RANGE,
+                f"the answer has {size} bytes, more than one message may have ({self._max_bytes}, "
+                "limits.max_message_bytes): ask for a stream, or for fewer max_tokens",
+            )
 
     async def _keep(self, begun: Begun, exchange: Exchange, state: State) -> None:
         """Store what there is of an answer that is not whole."""
         self._metrics.turn_ended(state)
         await self._sessions.end(begun, exchange.ending(state))
+        if begun.version is None:
+            self._metrics.session_used(begun.key.name, is_new=True)
 
     async def _never_asked(self, beginning: asyncio.Task[Begun], exchange: Exchange) -> None:
         await self._keep(await beginning, exchange, State.CANCELLED)
@@ -249,20 +363,24 @@ def _remembers(request: ChatRequest, named: str | None) -> bool:
     raise invalid("messages", why)
 
 
-def _with_session(event: StreamEvent, exchange: Exchange) -> StreamEvent:
-    if not isinstance(event, Started) or exchange.session_id is None:
-        return event
-    return msgspec.structs.replace(event, session_id=exchange.session_id)
+def _with_session(batch: list[StreamEvent], exchange: Exchange) -> list[StreamEvent]:
+    """The first batch, with the session's id in its start."""
+    if exchange.session_id is None:
+        return batch
+    name = exchange.session_id
+    return [msgspec.structs.replace(event, session_id=name) if isinstance(event, Started) else event for event in batch]
 
 
-def _once_more(exchange: Exchange, turn: Turn) -> Iterator[StreamEvent]:
+def _once_more(exchange: Exchange, turn: Turn) -> Answer:
     """The answer of a request that was repeated after it had been answered."""
-    yield Started(exchange.call.id, turn.model, exchange.session_id)
-    if turn.text:
-        yield TextDelta(turn.text)
-    if turn.usage is not None:
-        yield Usage(turn.usage.prompt_tokens, turn.usage.completion_tokens)
-    yield Finished(turn.reason or FinishReason.STOP, turn.usage)
+    return Answer(
+        exchange.call.id,
+        turn.model,
+        turn.text,
+        turn.reason or FinishReason.STOP,
+        usage=turn.usage,
+        session_id=exchange.session_id,
+    )
 
 
 def _not_kept(error: LlmError) -> LlmError:

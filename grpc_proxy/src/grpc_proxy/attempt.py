@@ -9,6 +9,7 @@ from grpc_proxy import routing
 from grpc_proxy.line import Slot, now
 from grpc_proxy.member import Member
 from grpc_proxy.routing import Target
+from grpc_proxy.upstream import Incoming, Saw
 from lambdalm import logs
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, StreamEvent
@@ -38,7 +39,7 @@ class Choice(NamedTuple):
 
 
 class Attempt:
-    """One request at one upstream. `choice` is what there was."""
+    """One request at one upstream. `choice` is what there was; `end` gives its place there back."""
 
     def __init__(self, member: Member, slot: Slot, choice: Choice, watcher: Watcher) -> None:
         self.member = member
@@ -57,13 +58,15 @@ class Attempt:
         own = self.member.target
         return any(target is not own for target in self._choice.ready(now()))
 
-    def saw(self, batch: Sequence[StreamEvent]) -> None:
-        breaker = self.member.target.breaker
+    def commits(self) -> None:
+        """Its answer has begun: it is not asked elsewhere any more."""
         if not self.committed:
             self.committed = True
-            breaker.answered(now(), self._slot.on_trial)
-        if isinstance(batch[-1], Finished):
-            breaker.succeeded()
+            self.member.target.breaker.answered(now(), self._slot.on_trial)
+
+    def succeeded(self) -> None:
+        """It has given a whole answer."""
+        self.member.target.breaker.succeeded()
 
     def failed(self, error: LlmError) -> None:
         if error.code is Code.RESOURCE_EXHAUSTED and not self.committed:
@@ -75,3 +78,37 @@ class Attempt:
         if target.breaker.failed(moment, may_open, self._slot.on_trial):
             self._watcher.ejected(self.name)
             _log.warning("ejected", upstream=self.name, why=error.message)
+
+    def end(self) -> None:
+        self.member.when_down.pop(self, None)
+        self._slot.give_back()
+
+
+class Running:
+    """An answer that has begun: its batches, the first with the first delta, the last with `Finished`; `saw` takes each
+    of them, too. Close it."""
+
+    def __init__(self, attempt: Attempt, incoming: Incoming, first: list[StreamEvent], saw: Saw) -> None:
+        self._attempt = attempt
+        self._incoming = incoming
+        self._first = first
+        self._saw = saw
+
+    async def next(self) -> list[StreamEvent]:
+        """The next batch; raises LlmError."""
+        batch, self._first = self._first, []
+        if not batch:
+            try:
+                batch = await self._incoming.next()
+            except LlmError as error:
+                self._attempt.failed(error)
+                raise
+        self._saw(batch)
+        if isinstance(batch[-1], Finished):
+            self._attempt.succeeded()
+        return batch
+
+    def close(self) -> None:
+        """Stop what generates it, if it has not ended."""
+        self._incoming.close()
+        self._attempt.end()

@@ -15,14 +15,9 @@ from lambdalm.chat import ChatRequest, encode_query
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import (
     Answer,
-    Finished,
-    ReasoningDelta,
-    Started,
     StreamContract,
     StreamEvent,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
+    replayed,
 )
 from lambdalm.foreign_errors import error_answer
 from lambdalm.models import ModelInfo, Models
@@ -94,8 +89,12 @@ class Dialect(Protocol):
         """The error of a connection that broke in the middle."""
         ...
 
-    def encode(self, request: ChatRequest) -> bytes:
-        """The JSON to POST."""
+    whole: Callable[[bytes], Answer] | None
+    """Reads an answer that was asked for without a stream; None where only a stream can be stopped in the middle.
+    Raises LlmError."""
+
+    def encode(self, request: ChatRequest, stream: bool) -> bytes:
+        """The JSON to POST; without `stream` only where `whole` reads what comes."""
         ...
 
     def reader(self, content_type: str, id: str, model: str | None) -> Reader:
@@ -128,19 +127,20 @@ class Query:
         self.ask_url = url
         self.models_url = f"{base}/models"
         self.health_url = f"{base}/health"
+        self.whole: Callable[[bytes], Answer] | None = _answer
 
     def broke_off(self) -> LlmError:
         why = "the connection to the LLM backend broke off: the answer is incomplete"
         return LlmError(Code.UNAVAILABLE, why, retry_after=1)
 
-    def encode(self, request: ChatRequest) -> bytes:
-        return encode_query(request, stream=True)
+    def encode(self, request: ChatRequest, stream: bool) -> bytes:
+        return encode_query(request, stream)
 
     def reader(self, content_type: str, id: str, model: str | None) -> Reader:
         if content_type == sse.CONTENT_TYPE:
             return EventReader()
         if content_type == "application/json":
-            return _Checked(_Whole(_answered))
+            return _Checked(_Whole(lambda body: replayed(_answer(body))))
         raise LlmError(Code.INTERNAL, f"the backend answered {content_type} instead of an event stream or JSON")
 
     def failure(self, refusal: Refusal) -> Failure:
@@ -171,6 +171,7 @@ class OpenAI:
     """
 
     origin = "openai"
+    whole: Callable[[bytes], Answer] | None = None
 
     def __init__(self, url: str) -> None:
         base = url.rstrip("/")
@@ -187,7 +188,7 @@ class OpenAI:
         why = f"{self.place} broke off in the middle of its answer: the connection was closed"
         return LlmError(Code.UNAVAILABLE, why, retry_after=1)
 
-    def encode(self, request: ChatRequest) -> bytes:
+    def encode(self, request: ChatRequest, stream: bool) -> bytes:
         return openai.encode_request(request, request.model)
 
     def reader(self, content_type: str, id: str, model: str | None) -> Reader:
@@ -263,19 +264,9 @@ class _Whole:
         return self._decode(bytes(self._body))
 
 
-def _answered(body: bytes) -> Iterator[StreamEvent]:
-    """A plain answer of `/query` as the stream that it would have been."""
-    answer = _decoded(body, Answer, "the backend's answer of type application/json")
-    yield Started(answer.id, answer.model)
-    if answer.reasoning:
-        yield ReasoningDelta(answer.reasoning)
-    if answer.text:
-        yield TextDelta(answer.text)
-    for index, tool in enumerate(answer.tool_calls):
-        yield ToolCallDelta(index, tool.id, tool.name, tool.arguments)
-    if answer.usage is not None:
-        yield Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-    yield Finished(answer.finish_reason, answer.usage, answer.timings)
+def _answer(body: bytes) -> Answer:
+    """A plain answer of `/query`."""
+    return _decoded(body, Answer, "the backend's answer of type application/json")
 
 
 def _foreign(refusal: Refusal, who: str) -> LlmError:
@@ -294,4 +285,4 @@ def _decoded(body: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise LlmError(Code.INTERNAL, f"{what} makes no sense: {error}") from None
+        raise LlmError(Code.INTERNAL, f"{what} cannot be read: {error}") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grpc_proxy import conversation
 from grpc_proxy.callers import Caller
 from grpc_proxy.conversation import Ending, State
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import (
+    Answer,
     Finished,
     FinishReason,
     ReasoningDelta,
@@ -39,10 +42,14 @@ class Exchange:
         self.usage: Tokens | None = None
         self.told = 0
         self.asked = 0
+        self.when_ready: Callable[[], None] = _nothing
+        """What is called when its session and its cookies, if there are to be any before its end, are known."""
         self.was_left = False
         """Whether it ended because its caller left or its time was up."""
         self.keeps_text = False
         """Whether somebody needs the answer's text afterwards: a session or a quota."""
+        self.last_delta: float | None = None
+        """When the last delta came, in seconds on the monotonic clock."""
         self._size = 0
         self._begun = False
         self._text: list[str] = []
@@ -68,6 +75,17 @@ class Exchange:
                 case Finished(reason, usage):
                     self._reason, self.usage = reason, usage or self.usage
 
+    def answered(self, answer: Answer) -> None:
+        """The whole answer has come; at once, unless `saw` has had it in pieces."""
+        if self._begun:
+            return
+        self._begun = True
+        self.model, self._reason, self.usage = answer.model, answer.finish_reason, answer.usage
+        self._keep(self._text, answer.text)
+        for beside in (answer.reasoning, *(tool.arguments for tool in answer.tool_calls)):
+            if beside:
+                self._keep(self._beside, beside)
+
     @property
     def overlong(self) -> bool:
         """Whether the answer is too long to be kept whole."""
@@ -92,3 +110,7 @@ class Exchange:
         if said is None:
             said = conversation.estimate("".join(self._text + self._beside))
         return (self.asked if asked is None else asked) + said
+
+
+def _nothing() -> None:
+    pass

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from grpc_proxy.breaker import Breaker
 from grpc_proxy.config import UpstreamConfig
@@ -14,14 +13,16 @@ from lambdalm.models import ModelInfo
 
 
 class Member:
-    """One upstream with its place in the routing; `gone` is done while it is known to be down."""
+    """One upstream with its place in the routing. `listed` are the models that it has listed, None before it has."""
 
     def __init__(self, upstream: Upstream, target: Target) -> None:
         self.upstream = upstream
         self.target = target
         self.look = Look(None, "not looked at yet")
         self.windows: dict[str, int | None] = {}
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.listed: Sequence[ModelInfo] | None = None
+        self.when_down: dict[object, Callable[[], None]] = {}
+        """What is called when it is found down, by who wants that."""
 
     def window(self, model: str | None) -> int | None:
         """Tokens that the model takes, None where that is not known; an upstream's own choice is the first it lists."""
@@ -37,12 +38,12 @@ class Member:
     def looked(self, look: Look) -> None:
         self.look = look
         self.target.down = look.why
-        if look.why is not None and not self.gone.done():
-            self.gone.set_result(None)
-        elif look.why is None and self.gone.done():
-            self.gone = asyncio.get_running_loop().create_future()
+        if look.why is not None:
+            for leave in list(self.when_down.values()):
+                leave()
 
     def offers(self, models: Sequence[ModelInfo]) -> None:
+        self.listed = models
         self.windows = {model.id: model.context_window for model in models}
         if not self.target.fixed:
             self.target.models = frozenset(self.windows)

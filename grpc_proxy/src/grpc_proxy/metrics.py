@@ -122,16 +122,15 @@ class Metrics:
             self._sessions_used.popitem(last=False)
         return len(self._sessions_used)
 
-    def session_used(self, id: str) -> None:
-        """A turn has begun in it."""
+    def session_used(self, id: str, is_new: bool) -> None:
+        """A turn was stored in it, the first if it is new."""
+        if is_new:
+            self.sessions_made += 1
+            self._sessions.inc()
         self._sessions_used[id] = time.monotonic()
         self._sessions_used.move_to_end(id)
         if len(self._sessions_used) > _MOST_SESSIONS:
             self._sessions_used.popitem(last=False)
-
-    def session_made(self) -> None:
-        self.sessions_made += 1
-        self._sessions.inc()
 
     def turn_ended(self, state: str) -> None:
         self._turns.labels(state).inc()

@@ -1,37 +1,44 @@
 """The upstreams together: a request waits for one that has room, is tried there, and moves on while it still may.
 
-The commit point is the first delta. Until then `Started` is held back and a failure that another upstream could mend
-moves the request there: at most so many attempts, from one budget of retries for all requests, within the request's own
-time. So does an upstream that is found dead while the request waits for its first word. After it, a failure is the
-answer's end. Which upstream it is to be, `routing.py` decides.
+ 1. A request gets a place in the line for the first of its models that some upstream serves (`_enter`).
+ 2. It waits until one of them has room for it (`_wait`).
+ 3. That upstream is asked, for a stream or for a whole answer (`stream`, `answer`).
+ 4. Until the commit point, a failure that another upstream could make good moves the request there, to 1: at most so
+    many attempts, from one budget of retries for all requests, within the request's own time (`_moves`). So does an
+    upstream that is found dead while the request waits for its first word (`_leave`).
+ 5. After it, a failure is the answer's end.
+
+The commit point is the first delta, until which `Started` is held back; of a whole answer it is the status 200. Which
+upstream it is to be, `routing.py` decides.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from grpc_proxy import routing
-from grpc_proxy.attempt import Attempt, Choice, Watcher
+from grpc_proxy.attempt import Attempt, Choice, Running, Watcher
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
-from grpc_proxy.line import Line, Waiter, jittered, now
+from grpc_proxy.interrupt import Interrupt
+from grpc_proxy.line import Line, Slot, Waiter, jittered, now
 from grpc_proxy.member import Member, make_target
 from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
-from grpc_proxy.upstream import Upstream
+from grpc_proxy.upstream import Hold, Incoming, Saw, Upstream
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Delta, Finished, Heartbeat, StreamEvent
+from lambdalm.events import Answer, Delta, Finished, StreamEvent
 from lambdalm.models import ModelInfo
 
-_log = logs.get(__name__)
+_T = TypeVar("_T")
 
-Batches = AsyncGenerator[list[StreamEvent], None]
+_log = logs.get(__name__)
 
 
 class Ask(NamedTuple):
@@ -42,6 +49,8 @@ class Ask(NamedTuple):
     prepare: Callable[[str, str | None, int | None], ChatRequest]
     may_use: Callable[[str], bool]
     """Whether the caller may be answered by this model; for fallbacks."""
+    saw: Saw
+    """Takes all that comes of the answer, but for one that comes in one piece."""
     sticky: str | None = None
     """The upstream that should answer, if it can."""
 
@@ -59,7 +68,6 @@ class Pool:
         upstreams: Mapping[str, Upstream],
         configs: Mapping[str, UpstreamConfig],
         routing_config: RoutingConfig,
-        heartbeat_seconds: float,
         watcher: Watcher,
         detached: DetachedRuns,
     ) -> None:
@@ -70,36 +78,70 @@ class Pool:
         self.watcher = watcher
         self._detached = detached
         self._config = routing_config
-        self._heartbeat = heartbeat_seconds
         self._budget = RetryBudget(routing_config.retries)
         self.line = Line([member.target for member in self.members.values()], self._nobody)
 
-    async def stream(self, ask: Ask, call: Call) -> Batches:
-        """The batches of one answer, `Started` first, but for heartbeats; raises LlmError."""
+    async def stream(self, ask: Ask, call: Call, hold: Hold | None = None) -> Running:
+        """One answer, from its first delta on; raises LlmError."""
+
+        async def begun(attempt: Attempt) -> Running:
+            incoming = attempt.member.upstream.stream(self._prepared(attempt, ask), call, hold)
+            try:
+                return Running(attempt, incoming, await _first(incoming, attempt), ask.saw)
+            except BaseException:
+                incoming.close()
+                raise
+
+        return await self._tried(ask, call, begun)
+
+    async def answer(self, ask: Ask, call: Call) -> Answer:
+        """One whole answer; raises LlmError."""
+
+        async def answered(attempt: Attempt) -> Answer:
+            held: list[StreamEvent] = []
+
+            def saw(batch: list[StreamEvent]) -> None:
+                held.extend(batch)
+                if attempt.committed or not batch or _commits(batch):
+                    attempt.commits()
+                    ask.saw(held)
+                    held.clear()
+
+            found = await attempt.member.upstream.answer(self._prepared(attempt, ask), call, saw)
+            attempt.succeeded()
+            attempt.end()
+            return found
+
+        return await self._tried(ask, call, answered)
+
+    async def _tried(self, ask: Ask, call: Call, work: Callable[[Attempt], Awaitable[_T]]) -> _T:
+        """What the first upstream gives with which `work` does not fail, or fails after the commit point.
+
+        The attempt of one that fails is ended here, any other by who has what came of it.
+        """
         self._budget.request()
         tried: set[tuple[str | None, str]] = set()
         while True:
             choice, waiter = self._enter(ask, tried)
-            async with contextlib.aclosing(self._wait(waiter, call)) as beats:
-                async for beat in beats:
-                    yield beat
-            slot = waiter.given.result()
+            slot = await self._wait(waiter, call)
             attempt = Attempt(self.members[slot.target.name], slot, choice, self.watcher)
             tried.add((choice.model, attempt.name))
             call.clock.behind = {}
             try:
-                async with contextlib.aclosing(self._batches(attempt, ask, call)) as batches:
-                    async for batch in batches:
-                        yield batch
-                return
+                with Interrupt() as interrupt:
+                    attempt.member.when_down[attempt] = partial(self._leave, attempt, interrupt)
+                    return await work(attempt)
             except LlmError as error:
                 attempt.failed(error)
-                if not self._moves(attempt, error, ask, tried, call):
+                moves = self._moves(attempt, error, ask, tried, call)
+                attempt.end()
+                if not moves:
                     raise
                 self.watcher.retried(attempt.name, error.code)
                 _log.info("moving on", request_id=call.id, upstream=attempt.name, **error.for_log())
-            finally:
-                slot.give_back()
+            except BaseException:
+                attempt.end()
+                raise
 
     def known(self, model: str) -> str:
         """The model's name if some upstream lists it, else `other`: callers must not make labels up."""
@@ -116,13 +158,14 @@ class Pool:
         return None if None in whys else whys[0]
 
     async def models(self) -> list[ModelInfo]:
-        """The models of all upstreams that answer now, each once; raises LlmError where none does."""
+        """The models of all upstreams that answer now, each once: as they were last listed. One that has not listed any
+        yet is asked; raises LlmError where that gives none."""
         up = [member for member in self.members.values() if member.target.down is None]
         asked = up or list(self.members.values())
-        answers = await asyncio.gather(*(member.upstream.models() for member in asked), return_exceptions=True)
+        answers = await asyncio.gather(*(_listed(member) for member in asked), return_exceptions=True)
         found: dict[str, ModelInfo] = {}
         for member, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, list):
+            if not isinstance(answer, BaseException):
                 found = {model.id: model for model in member.serves(answer)} | found
         for answer in answers:
             if isinstance(answer, BaseException) and (not found or not isinstance(answer, LlmError)):
@@ -175,58 +218,29 @@ class Pool:
             return False
         return self._budget.take()
 
-    async def _wait(self, waiter: Waiter, call: Call) -> Batches:
-        """Heartbeats until the waiter has its turn; its deadline is its caller's to keep. Raises LlmError."""
+    async def _wait(self, waiter: Waiter, call: Call) -> Slot:
+        """The waiter's turn; its deadline is its caller's to keep. Raises LlmError."""
         call.clock.queue_starts()
         started, taken = now(), False
         if not waiter.given.done() and not self._detached.is_detached(call):
             self._detached.make_room({target.name for target in waiter.targets})
         try:
-            while not (await asyncio.wait({waiter.given}, timeout=self._heartbeat))[0]:
-                yield [Heartbeat()]
-            waiter.given.result()
+            slot = await waiter.given
             taken = True
         finally:
             self.line.leave(waiter, taken)
         call.clock.slot_taken()
         self.watcher.waited(now() - started)
+        return slot
 
-    async def _batches(self, attempt: Attempt, ask: Ask, call: Call) -> Batches:
-        member = attempt.member
-        request = ask.prepare(attempt.name, attempt.model, member.window(attempt.model))
-        held: list[StreamEvent] = []
-        async with contextlib.aclosing(member.upstream.stream(request, call)) as batches:
-            while not attempt.committed:
-                batch = await self._before_commit(batches, attempt)
-                if any(isinstance(event, Delta | Finished) for event in batch):
-                    batch = held + batch
-                    attempt.saw(batch)
-                    yield batch
-                else:
-                    held += [event for event in batch if not isinstance(event, Heartbeat)]
-                    if isinstance(batch[-1], Heartbeat):
-                        yield [Heartbeat()]
-            async for batch in batches:
-                attempt.saw(batch)
-                yield batch
+    def _prepared(self, attempt: Attempt, ask: Ask) -> ChatRequest:
+        return ask.prepare(attempt.name, attempt.model, attempt.member.window(attempt.model))
 
-    async def _before_commit(self, batches: Batches, attempt: Attempt) -> list[StreamEvent]:
-        """The next batch; raises `LlmError(UNAVAILABLE)` when the upstream is found dead and another may be asked."""
-        step = asyncio.ensure_future(anext(batches))
-        member = attempt.member
-        either: set[asyncio.Future[Any]] = {step, member.gone}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not step.done() and attempt.can_move() and self._budget.has_one:
-                raise LlmError(Code.UNAVAILABLE, member.target.down or "", origin=member.upstream.origin)
-            return await step
-        finally:
-            if not step.done():
-                step.cancel()
-                with contextlib.suppress(asyncio.CancelledError, LlmError, StopAsyncIteration):
-                    await step
-            elif not step.cancelled():
-                step.exception()  # looked at, also where the caller has left at the same moment
+    def _leave(self, attempt: Attempt, interrupt: Interrupt) -> None:
+        """Its upstream was found dead: before the first word the attempt ends, if another upstream may be asked."""
+        if not attempt.committed and attempt.can_move() and self._budget.has_one:
+            member = attempt.member
+            interrupt.fire(LlmError(Code.UNAVAILABLE, member.target.down or "", origin=member.upstream.origin))
 
     def _nobody(self, targets: Sequence[Target], asked: str | None = None) -> LlmError:
         if not targets:
@@ -237,3 +251,22 @@ class Pool:
             why = f"none of {len(targets)} backends can answer; of the first, {target.name}: {why}"
         origin = self.members[target.name].upstream.origin
         return LlmError(Code.UNAVAILABLE, why, retry_after=jittered(), origin=origin)
+
+
+async def _listed(member: Member) -> Sequence[ModelInfo]:
+    return await member.upstream.models() if member.listed is None else member.listed
+
+
+async def _first(incoming: Incoming, attempt: Attempt) -> list[StreamEvent]:
+    """All up to the first delta, which is the commit point; raises LlmError."""
+    held: list[StreamEvent] = []
+    while not attempt.committed:
+        batch = await incoming.next()
+        held += batch
+        if _commits(batch):
+            attempt.commits()
+    return held
+
+
+def _commits(batch: Sequence[StreamEvent]) -> bool:
+    return any(isinstance(event, Delta | Finished) for event in batch)

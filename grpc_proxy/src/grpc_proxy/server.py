@@ -7,11 +7,11 @@ import contextlib
 import signal
 from collections.abc import Callable
 
-import aiohttp
 import grpc
 
 from grpc_proxy import bridge, health, tls
 from grpc_proxy.config import Config, ConnectionsConfig, KeepaliveConfig, LimitsConfig
+from grpc_proxy.http_client import Clients
 from grpc_proxy.wiring import Proxy, make_proxy
 from lambdalm import logs
 from lambdalm.descriptors import raise_limit
@@ -72,18 +72,6 @@ def _keepalive_options(keepalive: KeepaliveConfig) -> list[tuple[str, int]]:
     ]
 
 
-_KEPT_SECONDS = 4.0  # that an idle connection is kept: less than servers do, of which uvicorn's 5 s are the shortest
-
-
-def session() -> aiohttp.ClientSession:
-    """The process's HTTP client: no total timeout, since each call has its own budget, and no retries."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_SECONDS),  # an upstream has its own limit
-        timeout=aiohttp.ClientTimeout(total=None),
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
-
-
 async def serve(config: Config, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM; then not ready, after `drain_pause` no new calls, and up to `grace` seconds for those in
     progress. What is left then ends with an error that says so. SIGINT (Ctrl-C) does not wait, also after SIGTERM.
@@ -101,7 +89,7 @@ async def serve(config: Config, ready: Callable[[], None]) -> None:
     if config.is_open:
         _log.warning("anybody who reaches this port may call: set keys.file", listen=config.listen.address)
     async with contextlib.AsyncExitStack() as stack:
-        http = await stack.enter_async_context(session())
+        http = await stack.enter_async_context(Clients())
         proxy = await make_proxy(config, http)
         stack.push_async_callback(proxy.close)
         certificate = tls.Certificate(config.tls) if config.tls.cert_path is not None else None

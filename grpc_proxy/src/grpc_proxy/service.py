@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-
-import msgspec
 
 from grpc_proxy.answering import Answering
 from grpc_proxy.chain import Hop, first_broken
 from grpc_proxy.config import StreamConfig
 from grpc_proxy.detached import DetachedRuns
-from grpc_proxy.door import HOP, Asked, Context, Door
+from grpc_proxy.door import Asked, Context, Door
 from grpc_proxy.exchange import Exchange
 from grpc_proxy.metrics import Metrics
+from grpc_proxy.outlet import Outlet, Watchdog
 from grpc_proxy.pool import Pool
 from grpc_proxy.session_messages import session_to_proto, summary_to_proto
 from grpc_proxy.sessions import Sessions
-from lambdalm.coalesce import Coalescer
-from lambdalm.errors import Code, LlmError
-from lambdalm.events import Answer, Collector, Delta, Finished, StreamEvent, join
+from lambdalm.events import Answer, Collector, StreamEvent, replayed
 from lambdalm.rpc import messages
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
@@ -43,8 +39,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         look: Callable[[], Sequence[Hop]],
         metrics: Metrics,
     ) -> None:
-        self._write_seconds = config.write_seconds
-        self._coalescer = Coalescer(config.frames_per_second)
+        self._watchdog = Watchdog(config)
         self._door = door
         self._answering = answering
         self._sessions = sessions
@@ -53,31 +48,27 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         self._metrics = metrics
         self._detached = detached
 
-    async def generateText(self, request: pb.LlmQueryRequest, context: Context) -> pb.LlmQueryResponse:  # noqa: N802
+    async def generateText(self, request: pb.LlmQueryRequest, context: Context) -> bytes:  # noqa: N802
         async with self._door.call("generateText", context) as asked:
             wanted = pb.LLMRequest(prompt=request.prompt)
             if request.HasField("max_tokens"):
                 wanted.parameters.max_tokens = request.max_tokens
-            exchange = asked.wants(messages.request_from_proto(wanted), makes_session=False)
-            answer = await self._whole(exchange)
-            await _begin(asked, context)
-            return pb.LlmQueryResponse(text=answer.text)
+            answer = await self._answer(asked.wants(messages.request_from_proto(wanted), makes_session=False))
+            return pb.LlmQueryResponse(text=answer.text).SerializeToString()
 
-    async def Generate(self, request: pb.LLMRequest, context: Context) -> pb.LLMResponse:  # noqa: N802
+    async def Generate(self, request: pb.LLMRequest, context: Context) -> bytes:  # noqa: N802
         async with self._door.call("Generate", context) as asked:
-            exchange = asked.wants(messages.request_from_proto(request))
-            answer = await self._whole(exchange)
-            await _begin(asked, context)
-            return messages.answer_to_proto(answer)
+            answer = await self._answer(asked.wants(messages.request_from_proto(request)))
+            return messages.answer_to_proto(answer).SerializeToString()
 
     async def GenerateStream(self, request: pb.LLMRequest, context: Context) -> None:  # noqa: N802
         async with self._door.call("GenerateStream", context) as asked:
             exchange = asked.wants(messages.request_from_proto(request))
-            with self._coalescer.stream():
-                async with contextlib.aclosing(self._batches(exchange)) as batches:
+            with self._watchdog.ticks.coalescer.stream(), Outlet(_Writer(context, asked), self._watchdog) as outlet:
+                exchange.when_ready = outlet.may_beat
+                async with contextlib.aclosing(self._batches(exchange, outlet)) as batches:
                     async for batch in batches:
-                        await _begin(asked, context)
-                        await self._write(batch, context)
+                        await outlet.send(batch)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         async with self._door.call("ListModels", context) as asked:
@@ -130,56 +121,35 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
         await self._detached.finish(seconds)
         await self._answering.finish()
 
-    def _batches(self, exchange: Exchange) -> Batches:
-        """The answer with this hop's time in its end; what is to be drained, made apart from its caller."""
-        batches = self._observed(exchange)
+    def _batches(self, exchange: Exchange, outlet: Outlet) -> Batches:
+        """The answer as a stream; what is to be drained, made apart from its caller."""
+        batches = self._answering.stream(exchange, outlet.hold)
         return self._detached.relay(batches, exchange) if exchange.request.on_disconnect == "drain" else batches
 
-    async def _observed(self, exchange: Exchange) -> Batches:
-        clock = exchange.call.clock
-        before: float | None = None
-        async with contextlib.aclosing(self._answering.stream(exchange)) as batches:
-            async for batch in batches:
-                if any(isinstance(event, Delta) for event in batch):
-                    clock.first_delta()
-                    now = time.monotonic()
-                    if before is None:
-                        self._metrics.first_delta(clock.total_ms() / 1000)
-                    else:
-                        self._metrics.gap(now - before)
-                    before = now
-                if isinstance(batch[-1], Finished):
-                    if batch[-1].timings:
-                        clock.behind = batch[-1].timings
-                    batch[-1] = msgspec.structs.replace(batch[-1], timings=clock.timings())
-                    self._metrics.used(self._pool.known(exchange.model), exchange.usage)
-                yield batch
-
-    async def _whole(self, exchange: Exchange) -> Answer:
+    async def _answer(self, exchange: Exchange) -> Answer:
+        """The whole answer; what is to be drained, made apart from its caller."""
+        if exchange.request.on_disconnect != "drain":
+            return await self._answering.answer(exchange)
         collector = Collector()
-        async with contextlib.aclosing(self._batches(exchange)) as batches:
+        async with contextlib.aclosing(self._detached.relay(self._in_one(exchange), exchange)) as batches:
             async for batch in batches:
                 for event in batch:
                     collector.add(event)
         return collector.answer()
 
-    async def _write(self, batch: list[StreamEvent], context: Context) -> None:
-        for event in join(batch):
-            try:
-                async with asyncio.timeout(self._write_seconds):
-                    await context.write(messages.event_to_proto(event))
-            except TimeoutError:
-                raise LlmError(
-                    Code.CANCELLED, f"the client has read nothing for {self._write_seconds:g} s", origin=HOP
-                ) from None
-        deltas = sum(isinstance(event, Delta) for event in batch)
-        pause = self._coalescer.delay(deltas, asyncio.get_running_loop().time()) if deltas else 0
-        if pause and not isinstance(batch[-1], Finished):
-            await asyncio.sleep(pause)
+    async def _in_one(self, exchange: Exchange) -> Batches:
+        yield list(replayed(await self._answering.answer(exchange)))
 
 
-async def _begin(asked: Asked, context: Context) -> None:
-    """The initial metadata goes out with the first message: by then it is known whose session it is."""
-    if not asked.begun:
-        asked.begun = True
-        await context.send_initial_metadata(asked.cookies())
+class _Writer:
+    """A call's way out. Its initial metadata goes with the first message: by then it is known whose session it is."""
+
+    def __init__(self, context: Context, asked: Asked) -> None:
+        self._context = context
+        self._asked = asked
+
+    async def write(self, message: bytes) -> None:
+        if not self._asked.begun:
+            self._asked.begun = True
+            await self._context.send_initial_metadata(self._asked.cookies())
+        await self._context.write(message)

@@ -1,4 +1,6 @@
-"""Sessions in the store: a turn is stored before anything is generated, and its answer before its end is told.
+"""Sessions in the store: a turn is stored before anything is generated, and its answer before its end is sent.
+
+The first turn of a session that no client knows yet may be stored once, with its answer.
 
 What a session is and how it changes, `conversation.py` says; here it is read, changed and put back, again where another
 writer came first.
@@ -33,6 +35,7 @@ from lambdalm.errors import STORE, Code, LlmError
 _TRIES = 16
 _ID_BYTES = 16
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WARN_SECONDS = 60.0
 
 _log = logs.get(__name__)
 _decoder = msgspec.msgpack.Decoder(Session)
@@ -60,12 +63,12 @@ class Opened(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A session with a turn that is to be answered; `version` is the record's."""
+    """A session with a turn that is to be answered; `version` is the record's, None while there is none."""
 
     key: Key
     session: Session
     attempt: str
-    version: str
+    version: str | None
 
 
 class Listing(NamedTuple):
@@ -76,12 +79,20 @@ class Listing(NamedTuple):
 
 
 class Sessions:
-    """All sessions, through one store. `clock` gives seconds since 1970."""
+    """All sessions, through one store. `clock` gives seconds since 1970, `trouble` why the store does not do well."""
 
-    def __init__(self, store: Store, config: SessionsConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: SessionsConfig,
+        clock: Callable[[], float] = time.time,
+        trouble: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
+        self._trouble = trouble
+        self._warn_at = 0.0
         self._max_bytes = min(config.max_bytes, store.max_value_bytes or config.max_bytes)
 
     async def open(self, caller: Caller, session_id: str | None, request_id: str, prompt: str) -> Opened | None:
@@ -98,6 +109,15 @@ class Sessions:
         turn = conversation.find(session, request_id, prompt)
         answered = turn if turn is not None and turn.state is State.COMPLETE else None
         return Opened(key, session, record, answered)
+
+    def may_store_once(self, opened: Opened) -> bool:
+        """Whether the turn may be stored with its answer only: no client knows the session, and the store does well."""
+        return opened.record is None and self._trouble() is None
+
+    def begin_unstored(self, opened: Opened, request_id: str, prompt: str, system: str | None) -> Begun:
+        """The user's words in a new session, which `end` stores with their answer."""
+        turn = Turn(request_id, secrets.token_hex(8), prompt, self._clock())
+        return Begun(opened.key, conversation.begin(opened.session, turn, system), turn.attempt, None)
 
     async def begin(self, opened: Opened, request_id: str, prompt: str, system: str | None, budget: float) -> Begun:
         """Store the user's words; `budget` is how many seconds the answer may take. Raises LlmError."""
@@ -116,9 +136,15 @@ class Sessions:
         return Begun(opened.key, session, attempt, version)
 
     async def end(self, begun: Begun, ending: Ending) -> None:
-        """Store what became of the turn; raises LlmError where it cannot be stored, or is not this attempt's to end."""
+        """Store how the turn has ended; raises LlmError where it cannot be stored, or is not this attempt's to end.
+
+        A turn that `begin_unstored` began takes over what a repetition of its request has stored meanwhile, unless that
+        has been answered (ABORTED).
+        """
 
         def change(found: Session | None) -> Session:
+            if begun.version is None:
+                found = _with_turn(found, begun)
             if found is None:
                 raise _gone()
             ended = conversation.end(found, begun.attempt, ending, self._clock())
@@ -151,7 +177,9 @@ class Sessions:
         """Whether a request that cannot be remembered for this reason is answered all the same."""
         if error.origin != STORE or self._config.when_store_fails == "refuse":
             return False
-        _log.warning("answering without memory", why=error.message)
+        if time.monotonic() >= self._warn_at:
+            self._warn_at = time.monotonic() + _WARN_SECONDS
+            _log.warning("answering without memory", why=error.message)
         return True
 
     async def _change(
@@ -188,6 +216,13 @@ def _decoded(key: Key, record: Record | None) -> Session | None:
     except msgspec.MsgspecError as error:
         _log.warning("a session cannot be read", session=key.name, why=str(error))
         return None
+
+
+def _with_turn(found: Session | None, begun: Begun) -> Session:
+    """What another has stored in the session meanwhile, with the turn in it; raises `LlmError(ABORTED)`."""
+    if found is None or found is begun.session:
+        return begun.session
+    return conversation.begin(found, begun.session.turns[-1], begun.session.system)
 
 
 def _readable(found: Iterable[Listed]) -> Iterator[Listing]:

@@ -1,97 +1,90 @@
-"""The upstream over HTTP, as the proxy sees it: always asked for a stream, and cancelled by closing the connection.
+"""The upstream over HTTP, as the proxy sees it: asked for a stream, or for a whole answer where it can be stopped in
+the middle of one, and cancelled by closing the connection.
 
 Nothing is retried here. What the upstream says of a failure is passed on as it is; what it leaves unsaid (nothing
-listens, the connection breaks, the answer makes no sense) becomes an LlmError whose origin the dialect names. What goes
-out and what comes back, `dialects.py` knows; here is all of the I/O.
+listens, the connection breaks, the answer cannot be read) becomes an LlmError whose origin the dialect names. What goes
+out and what comes back, `dialects.py` knows; here is the conversation.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
 import msgspec
 from yarl import URL
 
 from grpc_proxy.auth import make_auth
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Failure, Look, Reader, Refusal
+from grpc_proxy.http_client import BrokenOffError, Clients, Response, UnreachableError
 from lambdalm import sse, tracing
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Heartbeat, StreamEvent
+from lambdalm.events import Answer, Collector, Delta, StreamEvent
 from lambdalm.foreign_errors import seconds_to_wait
 from lambdalm.models import ModelInfo
-from lambdalm.tracing import Span, Trace
+from lambdalm.tracing import Span
 
 _MAX_ERROR_BYTES = 64 * 1024
-_FAREWELL_SECONDS = 1.0
+_MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer in one piece
+_ERROR_SECONDS = 1.0  # for the body of a refusal: what is not here then is done without
+
+Hold = Callable[[int], Awaitable[None]]
+"""Waits until what has come, so many deltas, may be passed on; what comes meanwhile is joined to it."""
+
+Saw = Callable[[list[StreamEvent]], None]
+"""Takes what has come of an answer; an empty batch says only that it has begun."""
 
 
 class Upstream:
-    """One upstream. `session` is the process's aiohttp session, `name` what traces call it; raises LlmError where its
-    token cannot be read."""
+    """One upstream. `http` are the process's clients, `name` what traces call it; raises LlmError where its token
+    cannot be read."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, config: UpstreamConfig, heartbeat_seconds: float, name: str = "main"
-    ) -> None:
-        self._session = session
+    def __init__(self, http: Clients, config: UpstreamConfig, name: str = "main") -> None:
+        self._http = http.general
         self._dialect = config.speak()
         self._auth = make_auth(config.auth)
         self._model = config.model
-        self._heartbeat = heartbeat_seconds
         self._check_timeout = config.check_timeout
-        url = URL(self._dialect.ask_url)
+        self._connect = config.connect_seconds
+        self._url = URL(self._dialect.ask_url)
+        # A balancer, which cuts what is silent for a minute, is likelier behind TLS.
+        self._whole = self._dialect.whole if self._url.scheme == "http" else None
         self._known: dict[str, str | int] = {  # what every span says
             "lambdalm.upstream": name,
             "http.request.method": "POST",
-            "server.address": url.host or "",
-            "server.port": url.port or 0,
+            "server.address": self._url.host or "",
+            "server.port": self._url.port or 0,
         }
-        self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=config.connect_seconds)
 
     @property
     def origin(self) -> str:
         """Where errors happened that the upstream does not speak of itself."""
         return self._dialect.origin
 
-    async def stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
-        """The events of one answer, in the batches in which they come; raises LlmError.
+    def stream(self, request: ChatRequest, call: Call, hold: Hold | None = None) -> Incoming:
+        """The events of one answer as they come; nothing is asked before the first `next`."""
+        return Incoming(self, self._named(request), call, hold, stream=True)
 
-        After so long without any there is a batch of one Heartbeat. Closing the generator closes the connection,
-        which stops the generation.
+    async def answer(self, request: ChatRequest, call: Call, saw: Saw) -> Answer:
+        """One whole answer; `saw` takes what comes of it, an empty batch when it comes in one piece. Raises LlmError.
+
+        A task that is cancelled meanwhile closes the connection, which stops the generation.
         """
-        if request.model is None and self._model is not None:
-            request = msgspec.structs.replace(request, model=self._model)
-        call.clock.slot_taken()  # from here on it is the upstream's time, also if it tells nothing of it
-        with self._span(request, call) as span:
-            opening = asyncio.create_task(self._open(request, call, span.trace))
-            try:
-                while not (await asyncio.wait({opening}, timeout=self._heartbeat))[0]:
-                    yield [Heartbeat()]
-                response = opening.result()
-                span.set({"http.response.status_code": response.status})
-                if response.status != 200:
-                    failure = await self._failure(response)
-                    call.clock.behind = failure.timings
-                    raise failure.error
-                async for batch in self._batches(response, request, call):
-                    yield batch
-            except (aiohttp.ClientError, OSError, LlmError) as error:
-                raise self._as_ours(error) from None
-            finally:
-                await _close(opening)
+        incoming = Incoming(self, self._named(request), call, None, stream=self._whole is None)
+        try:
+            return await incoming.whole(saw)
+        finally:
+            incoming.close()
 
     async def look(self) -> Look:
         """Whether the upstream says that it can answer; never raises, and never spends model time."""
         try:
             async with self._get(URL(self._dialect.health_url)) as response:
-                return self._dialect.look(response.status, await response.read())
+                return self._dialect.look(response.status, await _body(response, _MAX_WHOLE))
         except LlmError as error:
             return Look(error.message)
 
@@ -99,12 +92,12 @@ class Upstream:
         """The models that the upstream offers, the configured one first; raises LlmError."""
         async with self._get(URL(self._dialect.models_url)) as response:
             if response.status != 200:
-                failure = await self._failure(response)
+                failure = await self.failure(response)
                 raise failure.error
-            found = self._dialect.models(await response.read())
+            found = self._dialect.models(await _body(response, _MAX_WHOLE))
         return sorted(found, key=lambda model: model.id != self._model)
 
-    def _span(self, request: ChatRequest, call: Call) -> Span:
+    def span(self, request: ChatRequest, call: Call) -> Span:
         """One attempt at an answer, the next of this call."""
         call.attempts += 1
         known = {**self._known, "lambdalm.attempt": call.attempts}
@@ -112,134 +105,188 @@ class Upstream:
             known["gen_ai.request.model"] = request.model
         return tracing.span("POST", "client", call.span.trace, known)
 
-    async def _open(self, request: ChatRequest, call: Call, trace: Trace) -> aiohttp.ClientResponse:
-        url, body = URL(self._dialect.ask_url), self._dialect.encode(request)
+    async def ask(self, request: ChatRequest, call: Call, span: Span, stream: bool) -> Response:
+        """The answer whose headers have come; raises LlmError, also for one other than 200."""
+        body = self._dialect.encode(request, stream)
         asked = {
             "Content-Type": "application/json",
-            "Accept": f"{sse.CONTENT_TYPE}, application/json",
+            "Accept": f"{sse.CONTENT_TYPE}, application/json" if stream else "application/json",
             REQUEST_ID: call.id,
             REQUEST_TIMEOUT: f"{call.passed_on():.6f}",
         }
-        headers = await self._auth.headers("POST", str(url), asked, body)
-        headers = {**headers, **dict(trace.headers())}  # not signed, since whoever forwards the request may change them
-        return await self._session.post(
-            url, data=body, headers=headers, timeout=self._connecting, allow_redirects=False
-        )
+        headers = await self._auth.headers("POST", self._dialect.ask_url, asked, body)
+        if span.trace.parent:  # not signed, since whoever forwards the request may change it
+            headers = {**headers, **dict(span.trace.headers())}
+        response = await self._http.ask("POST", self._url, headers, body, self._connect)
+        span.set({"http.response.status_code": response.status})
+        return response
 
-    @contextlib.asynccontextmanager
-    async def _get(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A look at the upstream, which is over in a few seconds; raises LlmError."""
-        try:
-            async with asyncio.timeout(self._check_timeout):
-                headers = await self._auth.headers("GET", str(url), {}, b"")
-                async with self._session.get(
-                    url, headers=headers, timeout=self._connecting, allow_redirects=False
-                ) as response:
-                    yield response
-        except (aiohttp.ClientError, OSError, LlmError) as error:
-            raise self._as_ours(error) from None
+    def reader(self, response: Response, request: ChatRequest, call: Call) -> Reader:
+        """For a 200 answer to this request; raises LlmError for what it cannot be."""
+        return self._dialect.reader(response.content_type, call.id, request.model)
 
-    async def _batches(
-        self, response: aiohttp.ClientResponse, request: ChatRequest, call: Call
-    ) -> AsyncGenerator[list[StreamEvent], None]:
-        content_type = response.content_type if "Content-Type" in response.headers else ""
-        reader = self._dialect.reader(content_type, call.id, request.model)
-        _wake_when_closed(response)
-        try:
-            while not reader.finished:
-                try:
-                    async with asyncio.timeout(self._heartbeat):
-                        chunk = await response.content.readany()
-                except TimeoutError:
-                    yield [Heartbeat()]
-                    continue
-                except (aiohttp.ClientError, OSError):
-                    chunk = _left_unread(response)
-                    if not chunk:
-                        raise
-                batch, failure = _read(reader, chunk)
-                if batch:
-                    yield batch
-                if failure is not None:
-                    raise failure
-            # To the body's very end, so that the connection can be used again; the answer is whole without it.
-            with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with asyncio.timeout(_FAREWELL_SECONDS):
-                    await response.read()
-        finally:
-            if reader.timings:
-                call.clock.behind = reader.timings
+    def decode(self, response: Response) -> Callable[[bytes], Answer] | None:
+        """What reads this answer where it comes in one piece, as it was asked for."""
+        return self._whole if response.content_type == "application/json" else None
 
-    async def _failure(self, response: aiohttp.ClientResponse) -> Failure:
+    async def failure(self, response: Response) -> Failure:
+        """What an answer other than 200 says."""
         body = b""
         # What is not here soon is done without: the status says most of it.
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                while len(body) < _MAX_ERROR_BYTES and (piece := await response.content.readany()):
+        with contextlib.suppress(TimeoutError, BrokenOffError):
+            async with asyncio.timeout(_ERROR_SECONDS):
+                while len(body) < _MAX_ERROR_BYTES and (piece := await response.some()):
                     body += piece
         wait = seconds_to_wait(response.headers.get("Retry-After"))
         return self._dialect.failure(Refusal(response.status, response.headers, body, wait))
 
-    def _as_ours(self, error: aiohttp.ClientError | OSError | LlmError) -> LlmError:
+    def as_ours(self, error: UnreachableError | BrokenOffError | LlmError) -> LlmError:
         """The LlmError that it is to the caller, without secrets."""
-        if not isinstance(error, LlmError):
-            error = self._unreachable(error)
-        return self._auth.hidden(error).at(self.origin)
-
-    def _unreachable(self, error: aiohttp.ClientError | OSError) -> LlmError:
-        if not isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
-            return self._dialect.broke_off()
-        why = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        return LlmError(Code.UNAVAILABLE, f"{self._dialect.place} cannot be reached: {why}", retry_after=1)
-
-
-def _reason(error: BaseException) -> str:
-    cause = getattr(error, "os_error", error)
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS: {cause.reason}"
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno)
-    return str(cause) or type(cause).__name__
-
-
-def _read(reader: Reader, chunk: bytes) -> tuple[list[StreamEvent], LlmError | None]:
-    """The events that a chunk completes, and the failure that they end in; an empty chunk is the body's end."""
-    events: list[StreamEvent] = []
-    try:
-        events.extend((reader.feed(chunk) if chunk else reader.close()) or ())
-    except LlmError as error:
-        return events, error
-    return events, None
-
-
-def _left_unread(response: aiohttp.ClientResponse) -> bytes:
-    """What came before the connection broke: aiohttp has it, and no public way to it."""
-    content = response.content
-    return content._read_nowait(-1) if isinstance(content, aiohttp.StreamReader) else b""
-
-
-def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
-    """Let a reader know at once that the connection has closed; aiohttp does not where the body's framing is broken."""
-
-    def closed(future: asyncio.Future[None]) -> None:
-        if not future.cancelled():
-            future.exception()  # looked at, so that nobody complains that it was not
-        if not response.content.is_eof() and response.content.exception() is None:
-            response.content.set_exception(aiohttp.ServerDisconnectedError())
-
-    protocol = response.connection.protocol if response.connection is not None else None
-    future = protocol.closed if protocol is not None else None
-    if future is not None:
-        future.add_done_callback(closed)
-
-
-async def _close(opening: asyncio.Task[aiohttp.ClientResponse]) -> None:
-    """Give the connection back if its answer has been read to the end; else close it, whether or not one has come."""
-    if opening.done() and not opening.cancelled() and opening.exception() is None:
-        response = opening.result()
-        if response.content.at_eof():
-            response.release()
+        if isinstance(error, UnreachableError):
+            why = f"{self._dialect.place} cannot be reached: {error}"
+            found = LlmError(Code.UNAVAILABLE, why, retry_after=1)
         else:
-            response.close()
-    else:
-        opening.cancel()
+            found = error if isinstance(error, LlmError) else self._dialect.broke_off()
+        return self._auth.hidden(found).at(self.origin)
+
+    def _named(self, request: ChatRequest) -> ChatRequest:
+        if request.model is None and self._model is not None:
+            return msgspec.structs.replace(request, model=self._model)
+        return request
+
+    @contextlib.asynccontextmanager
+    async def _get(self, url: URL) -> AsyncIterator[Response]:
+        """A look at the upstream, which is over in a few seconds; raises LlmError."""
+        try:
+            async with asyncio.timeout(self._check_timeout):
+                headers = await self._auth.headers("GET", str(url), {}, b"")
+                response = await self._http.ask("GET", url, headers, b"", self._connect)
+                try:
+                    yield response
+                finally:
+                    response.close()
+        except TimeoutError:
+            raise self.as_ours(UnreachableError("no answer in time")) from None
+        except (UnreachableError, BrokenOffError, LlmError) as error:
+            raise self.as_ours(error) from None
+
+
+class Incoming:
+    """One answer on its way: its events by `next`, or all of it by `whole`. Close it, which stops what generates it."""
+
+    def __init__(
+        self, upstream: Upstream, request: ChatRequest, call: Call, hold: Hold | None, *, stream: bool
+    ) -> None:
+        self._upstream = upstream
+        self._request = request
+        self._call = call
+        self._hold = hold
+        self._stream = stream
+        self._span = upstream.span(request, call)
+        self._response: Response | None = None
+        self._reader: Reader | None = None
+        self._failure: LlmError | None = None  # in which it ends, after what has come before
+        self._ended = False
+        call.clock.slot_taken()  # from here on it is the upstream's time, also if it says nothing of it
+
+    async def next(self) -> list[StreamEvent]:
+        """The events that have come since, one at least; the last is `Finished`. Raises LlmError."""
+        try:
+            batch: list[StreamEvent] = []
+            while not batch:
+                batch = await self._next()
+        except (UnreachableError, BrokenOffError, LlmError) as error:
+            raise self._failed(error) from None
+        return batch
+
+    async def whole(self, saw: Saw) -> Answer:
+        """All of it; raises LlmError."""
+        try:
+            response = await self._open()
+            decode = self._upstream.decode(response)
+            if decode is None:
+                return await self._collected(saw)
+            saw([])
+            answer = decode(await _body(response, _MAX_WHOLE))
+        except (UnreachableError, BrokenOffError, LlmError) as error:
+            raise self._failed(error) from None
+        self._call.clock.behind = answer.timings
+        self._ended = True
+        return answer
+
+    def close(self) -> None:
+        """Stop: the connection is closed, unless the answer has ended."""
+        if self._response is not None:
+            self._response.close()
+        if not self._ended:
+            self._span.failed(asyncio.CancelledError())
+        self._span.end()
+
+    async def _next(self) -> list[StreamEvent]:
+        if self._failure is not None:
+            raise self._failure
+        response = self._response or await self._open()
+        batch = self._read(await response.some())
+        if self._hold is not None and not self._ended and self._failure is None:
+            deltas = sum(isinstance(event, Delta) for event in batch)
+            if deltas:
+                await self._hold(deltas)
+                more = response.more()
+                if more:
+                    batch += self._read(more)
+        return batch
+
+    async def _open(self) -> Response:
+        response = await self._upstream.ask(self._request, self._call, self._span, self._stream)
+        self._response = response
+        if response.status != 200:
+            failure = await self._upstream.failure(response)
+            self._call.clock.behind = failure.timings
+            raise failure.error
+        return response
+
+    async def _collected(self, saw: Saw) -> Answer:
+        collector = Collector()
+        while not self._ended:
+            batch = await self._next()
+            if batch:
+                saw(batch)
+            for event in batch:
+                collector.add(event)
+        return collector.answer()
+
+    def _read(self, chunk: bytes) -> list[StreamEvent]:
+        """The events that a chunk completes; an empty chunk is the body's end."""
+        events: list[StreamEvent] = []
+        if self._reader is None:
+            assert self._response is not None
+            self._reader = self._upstream.reader(self._response, self._request, self._call)
+        reader = self._reader
+        try:
+            events.extend((reader.feed(chunk) if chunk else reader.close()) or ())
+        except LlmError as error:
+            self._failure = error
+        if reader.finished or self._failure is not None:
+            self._call.clock.behind = reader.timings or self._call.clock.behind
+        if reader.finished and self._failure is None and self._response is not None:
+            self._ended = True
+            self._response.finished()
+        return events
+
+    def _failed(self, error: UnreachableError | BrokenOffError | LlmError) -> LlmError:
+        ours = self._upstream.as_ours(error)
+        if not self._ended:
+            self._ended = True
+            self._span.failed(ours)
+        return ours
+
+
+async def _body(response: Response, limit: int) -> bytes:
+    """All of a body; raises `LlmError(INTERNAL)` above `limit` bytes."""
+    pieces, size = [], 0
+    while piece := await response.some():
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise LlmError(Code.INTERNAL, f"an answer of more than {limit >> 20} MiB")
+    return b"".join(pieces)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import aiohttp
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -17,6 +16,7 @@ from grpc_proxy.config import Config
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.door import Door
 from grpc_proxy.health import Health
+from grpc_proxy.http_client import Clients
 from grpc_proxy.keys import make_ring
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Pool
@@ -60,21 +60,21 @@ class Proxy(NamedTuple):
         await self.store.close()
 
 
-async def make_proxy(config: Config, http: aiohttp.ClientSession) -> Proxy:
+async def make_proxy(config: Config, http: Clients) -> Proxy:
     """The proxy of this config, its store open; raises LlmError for what the config names and cannot be had."""
     store = make_store(config.store)
     ring = make_ring(config.keys)
     metrics = Metrics(config.sessions.seconds)
     configs = config.each_upstream()
-    upstreams = {name: Upstream(http, one, config.stream.heartbeat_seconds, name) for name, one in configs.items()}
+    upstreams = {name: Upstream(http, one, name) for name, one in configs.items()}
     detached = DetachedRuns(config.limits.max_detached_per_owner)
-    pool = Pool(upstreams, configs, config.routing, config.stream.heartbeat_seconds, metrics, detached)
+    pool = Pool(upstreams, configs, config.routing, metrics, detached)
     looks = {name: one.check_seconds for name, one in configs.items()}
     health = Health(pool, looks, lambda: metrics.looked(pool, store.trouble is None))
     callers = Callers(config.sticky, ring, config.sessions.seconds)
-    sessions = Sessions(store, config.sessions)
+    sessions = Sessions(store, config.sessions, trouble=lambda: store.trouble)
     quotas = Quotas(store, config.quotas)
-    answering = Answering(pool, callers, sessions, quotas, metrics)
+    answering = Answering(pool, callers, sessions, quotas, metrics, config.limits.max_message_bytes)
     door = Door(config.limits, config.log.prompt_chars, callers, detached, metrics)
 
     def look() -> Sequence[chain.Hop]:

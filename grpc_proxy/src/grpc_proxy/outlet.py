@@ -1,0 +1,162 @@
+"""The way of a stream's events to their caller: joined, on the process's ticks, with heartbeats between them.
+
+`hold` is the one place where a stream waits for its turn, `send` the one where it writes. One watchdog looks at all
+outlets from time to time: one that has been silent for long sends a heartbeat, and one whose caller has read nothing
+for long is closed. So a frame costs no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from grpc_proxy.config import StreamConfig
+from grpc_proxy.interrupt import Interrupt
+from lambdalm.coalesce import Coalescer
+from lambdalm.errors import Code, LlmError
+from lambdalm.events import Heartbeat, ReasoningDelta, StreamEvent, TextDelta, join
+from lambdalm.rpc import messages
+
+_SWEEPS = 10  # of the watchdog, in the shortest time that it watches over
+_LONGEST_SWEEP = 1.0  # seconds
+_MOST_TEXT = 256 * 1024  # characters of a frame: gRPC's clients take 4 MiB
+
+_HEARTBEAT = messages.event_to_proto(Heartbeat()).SerializeToString()
+
+
+class Writer(Protocol):
+    """What messages are written to: a gRPC context."""
+
+    async def write(self, message: bytes, /) -> None: ...
+
+
+class Outlet:
+    """One stream's, a context manager around all of it. It ends with `LlmError(CANCELLED)` where its caller reads
+    nothing for too long."""
+
+    def __init__(self, writer: Writer, watchdog: Watchdog) -> None:
+        self._quiet = True
+        self._writer = writer
+        self._watchdog = watchdog
+        self._interrupt = Interrupt()
+        self._writing_since: float | None = None
+        self._written = watchdog.now()
+        self._beat: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._interrupt.__enter__()
+        self._watchdog.enter(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watchdog.leave(self)
+        if self._beat is not None:
+            self._beat.cancel()
+        self._interrupt.__exit__(kind, error, traceback)
+
+    def may_beat(self) -> None:
+        """Before this, no heartbeat is sent: the first message carries the metadata."""
+        self._quiet = False
+
+    async def hold(self, deltas: int) -> None:
+        """Wait until a frame made of so many deltas may leave."""
+        await self._watchdog.ticks.hold(deltas)
+
+    async def send(self, batch: Iterable[StreamEvent]) -> None:
+        """Write these events, neighbouring deltas as one."""
+        for event in join(batch):
+            if self._beat is not None and not self._beat.done():
+                await asyncio.wait({self._beat})
+            for part in _parts(event):
+                await self._write(messages.event_to_proto(part).SerializeToString())
+
+    def check(self, now: float, heartbeat_seconds: float, write_seconds: float) -> None:
+        """The watchdog looks at it."""
+        if self._writing_since is not None:
+            if now - self._writing_since >= write_seconds:
+                why = f"the client has read nothing for {write_seconds:g} s"
+                self._interrupt.fire(LlmError(Code.CANCELLED, why))
+        elif not self._quiet and now - self._written >= heartbeat_seconds:
+            self._beat = asyncio.create_task(self._write(_HEARTBEAT))
+
+    async def _write(self, message: bytes) -> None:
+        self._writing_since = self._watchdog.now()
+        await self._writer.write(message)
+        self._writing_since = None
+        self._written = self._watchdog.now()
+
+
+class Watchdog:
+    """All outlets of the process; for one event loop."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.ticks = Ticks(Coalescer(config.frames_per_second))
+        self._heartbeat = config.heartbeat_seconds
+        self._write = config.write_seconds
+        self._every = min(_LONGEST_SWEEP, min(self._heartbeat, self._write) / _SWEEPS)
+        self._outlets: set[Outlet] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def now(self) -> float:
+        """Seconds on the loop's clock."""
+        return asyncio.get_running_loop().time()
+
+    def enter(self, outlet: Outlet) -> None:
+        self._outlets.add(outlet)
+        if self._timer is None:
+            self._wait()
+
+    def leave(self, outlet: Outlet) -> None:
+        self._outlets.discard(outlet)
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._every, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self.now()
+        for outlet in list(self._outlets):
+            outlet.check(now, self._heartbeat, self._write)
+        if self._outlets:
+            self._wait()
+
+
+class Ticks:
+    """Holds streams back as `coalescer` says; those that wait for the same tick have one timer."""
+
+    def __init__(self, coalescer: Coalescer) -> None:
+        self.coalescer = coalescer
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+
+    async def hold(self, deltas: int) -> None:
+        """Return when a frame made of so many deltas may leave."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        delay = self.coalescer.delay(deltas, now)
+        if delay <= 0:
+            return
+        tick = round(1000 * (now + delay))
+        if tick not in self._waiting:
+            self._waiting[tick] = []
+            loop.call_later(delay, self._wake, tick)
+        future = loop.create_future()
+        self._waiting[tick].append(future)
+        await future
+
+    def _wake(self, tick: int) -> None:
+        for future in self._waiting.pop(tick):
+            if not future.done():  # whose stream was cancelled meanwhile
+                future.set_result(None)
+
+
+def _parts(event: StreamEvent) -> Iterator[StreamEvent]:
+    """The same event; text that is too long for a message in pieces."""
+    if not isinstance(event, TextDelta | ReasoningDelta) or len(event.text) <= _MOST_TEXT:
+        yield event
+        return
+    for at in range(0, len(event.text), _MOST_TEXT):
+        yield type(event)(event.text[at : at + _MOST_TEXT])
