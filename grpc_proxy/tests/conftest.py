@@ -18,8 +18,8 @@ from lambdalm.testing.chain import Chain, free_ports
 from lambdalm.timings import HopClock, HopTiming, Timings
 
 if TYPE_CHECKING:
+    from grpc_proxy.clients import Clients
     from grpc_proxy.config import Config
-    from grpc_proxy.http_client import Clients
     from grpc_proxy.upstream import Upstream
     from grpc_proxy.wiring import Proxy
     from lambdalm.chat import ChatRequest
@@ -86,7 +86,7 @@ class Here(NamedTuple):
 async def whole_proxy_here(config: Config) -> AsyncIterator[Here]:
     """All of the proxy's services on a port of this process; nobody looks at its upstreams."""
     from grpc_proxy import server
-    from grpc_proxy.http_client import Clients
+    from grpc_proxy.clients import Clients
     from grpc_proxy.wiring import make_proxy
 
     async with Clients() as http:

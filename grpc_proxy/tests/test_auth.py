@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from grpc_proxy.http_client import Clients
+from grpc_proxy.clients import Clients
 from grpc_proxy.upstream import Upstream
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError

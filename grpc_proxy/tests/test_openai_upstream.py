@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from grpc_proxy.http_client import Clients
+from grpc_proxy.clients import Clients
 from grpc_proxy.upstream import Upstream
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest, Message

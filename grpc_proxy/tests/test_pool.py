@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from grpc_proxy import routing
+from grpc_proxy.clients import Clients
 from grpc_proxy.config import Config
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
-from grpc_proxy.http_client import Clients
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.routing import Target
 from grpc_proxy.upstream import Upstream

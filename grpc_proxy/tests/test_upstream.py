@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from grpc_proxy.http_client import Clients
+from grpc_proxy.clients import Clients
 from grpc_proxy.upstream import Upstream
 from lambdalm import sse
 from lambdalm.call import Call

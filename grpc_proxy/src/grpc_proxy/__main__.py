@@ -10,9 +10,9 @@ import click
 import uvloop
 
 from grpc_proxy import key_commands, server, tls
+from grpc_proxy.clients import Clients
 from grpc_proxy.config import Config
 from grpc_proxy.door import HOP
-from grpc_proxy.http_client import Clients
 from grpc_proxy.keys import make_ring
 from grpc_proxy.store.base import Key
 from grpc_proxy.upstream import Upstream

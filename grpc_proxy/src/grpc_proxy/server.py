@@ -10,8 +10,8 @@ from collections.abc import Callable
 import grpc
 
 from grpc_proxy import bridge, health, tls
+from grpc_proxy.clients import Clients
 from grpc_proxy.config import Config, ConnectionsConfig, KeepaliveConfig, LimitsConfig
-from grpc_proxy.http_client import Clients
 from grpc_proxy.wiring import Proxy, make_proxy
 from lambdalm import logs
 from lambdalm.descriptors import raise_limit

@@ -16,9 +16,10 @@ import msgspec
 from yarl import URL
 
 from grpc_proxy.auth import make_auth
+from grpc_proxy.clients import Clients
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Failure, Look, Reader, Refusal
-from grpc_proxy.http_client import BrokenOffError, Clients, Response, UnreachableError
+from grpc_proxy.http_client import BrokenOffError, Response, UnreachableError
 from lambdalm import sse, tracing
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
@@ -44,13 +45,13 @@ class Upstream:
     cannot be read."""
 
     def __init__(self, http: Clients, config: UpstreamConfig, name: str = "main") -> None:
-        self._http = http.general
         self._dialect = config.speak()
         self._auth = make_auth(config.auth)
         self._model = config.model
         self._check_timeout = config.check_timeout
         self._connect = config.connect_seconds
         self._url = URL(self._dialect.ask_url)
+        self._http = http.asks(self._url, ours=self._dialect.whole is not None)
         # A balancer, which cuts what is silent for a minute, is likelier behind TLS.
         self._whole = self._dialect.whole if self._url.scheme == "http" else None
         self._known: dict[str, str | int] = {  # what every span says

@@ -12,11 +12,11 @@ from grpc_reflection.v1alpha import reflection
 from grpc_proxy import alb, chain, handlers
 from grpc_proxy.answering import Answering
 from grpc_proxy.callers import Callers
+from grpc_proxy.clients import Clients
 from grpc_proxy.config import Config
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.door import Door
 from grpc_proxy.health import Health
-from grpc_proxy.http_client import Clients
 from grpc_proxy.keys import make_ring
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Pool
