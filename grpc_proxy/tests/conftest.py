@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -128,6 +129,13 @@ def proxy_process(url: str, **environ: str) -> Iterator[Chain]:
         if hop.alive:
             hop.kill()
         hop.stop()  # its log has been read to the end
+
+
+async def all_ended(proxy: Proxy) -> None:
+    """Every call has ended for the proxy, too, which is a moment after it has for its caller."""
+    async with asyncio.timeout(WAIT):
+        while proxy.metrics.active:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0)
 
 
 class Jar:

@@ -17,7 +17,7 @@ from lambdalm.testing.raw_http import OK_SSE, Peer, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
 
-from .conftest import DELTAS, STARTED, USAGE, WHOLE, failure, new_config, whole_proxy_here
+from .conftest import DELTAS, STARTED, USAGE, WHOLE, all_ended, failure, new_config, whole_proxy_here
 from .test_service import refused
 
 LABELS = {
@@ -104,6 +104,7 @@ async def test_calls_tokens_sessions_and_turns_are_counted() -> None:
 
         backend.play = dies
         await refused(stub.Generate(pb.LLMRequest(prompt="Who?")))
+        await all_ended(here.proxy)
         await here.proxy.service.finish(1)
         found = samples(metrics)
         assert found["llm_service_requests_total", "OK", "Generate"] == 1

@@ -188,6 +188,7 @@ class Incoming:
         self._reader: Reader | None = None
         self._failure: LlmError | None = None  # in which it ends, after what has come before
         self._ended = False
+        self._said = False  # whether a delta has come
         call.clock.slot_taken()  # from here on it is the upstream's time, also if it says nothing of it
 
     async def next(self) -> list[StreamEvent]:
@@ -229,13 +230,18 @@ class Incoming:
         response = self._response or await self._open()
         batch = self._read(await response.some())
         if self._hold is not None and not self._ended and self._failure is None:
-            deltas = sum(isinstance(event, Delta) for event in batch)
-            if deltas:
-                await self._hold(deltas)
-                more = response.more()
-                if more:
-                    batch += self._read(more)
+            batch += await self._joined(self._hold, response, batch)
         return batch
+
+    async def _joined(self, hold: Hold, response: Response, batch: list[StreamEvent]) -> list[StreamEvent]:
+        """What comes while the batch is held back; the first delta of an answer is not."""
+        deltas = sum(isinstance(event, Delta) for event in batch)
+        is_first, self._said = not self._said, self._said or deltas > 0
+        if not deltas or is_first:
+            return []
+        await hold(deltas)
+        more = response.more()
+        return self._read(more) if more else []
 
     async def _open(self) -> Response:
         response = await self._upstream.ask(self._request, self._call, self._span, self._stream)
