@@ -92,7 +92,7 @@ def ask(stub: Any, arguments: argparse.Namespace, jar: Jar) -> None:
             print()
     else:
         answer, call = stub.Generate.with_call(request, metadata=metadata, timeout=arguments.timeout)
-        jar.keep(call.initial_metadata())
+        jar.keep(call.trailing_metadata())
         print(answer.text)
 
 

@@ -36,7 +36,7 @@ class LlmServiceStub:
     Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
     `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
     the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
-    `set-cookie`, in the initial and in the trailing metadata.
+    `set-cookie` in the trailing metadata, and of a stream in the initial metadata, too.
     """
 
     def __init__(self, channel):
@@ -103,7 +103,7 @@ class LlmServiceServicer:
     Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
     `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
     the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
-    `set-cookie`, in the initial and in the trailing metadata.
+    `set-cookie` in the trailing metadata, and of a stream in the initial metadata, too.
     """
 
     def generateText(self, request, context):
@@ -236,7 +236,7 @@ class LlmService:
     Who calls: metadata `authorization: Bearer <key>` or `x-api-key`, where the server wants keys; else a random cookie
     `LlmServiceOwner`. What is one caller's, no other caller is shown. Metadata `cookie: LlmServiceStickiness=<id>` names
     the session that `prompt` adds a turn to, as the field `session_id` does; what the server sets comes back as
-    `set-cookie`, in the initial and in the trailing metadata.
+    `set-cookie` in the trailing metadata, and of a stream in the initial metadata, too.
     """
 
     @staticmethod
