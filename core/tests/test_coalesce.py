@@ -47,6 +47,11 @@ def is_tick(moment: float) -> bool:
     return moment / TICK == pytest.approx(round(moment / TICK), abs=1e-4)
 
 
+def leaves_well(now: float, delay: float) -> bool:
+    """On a tick, or just after one without a wait."""
+    return is_tick(now + delay) or (delay == 0 and now / TICK % 1 < 0.2)
+
+
 @pytest.mark.parametrize("streams", [1, 4])
 @pytest.mark.parametrize("start", [0.0, NOW])
 def test_frames_of_few_streams_leave_at_once(stack: contextlib.ExitStack, streams: int, start: float) -> None:
@@ -56,8 +61,15 @@ def test_frames_of_few_streams_leave_at_once(stack: contextlib.ExitStack, stream
 @pytest.mark.parametrize("start", [0.0, NOW])
 def test_frames_of_many_streams_leave_on_the_next_tick(stack: contextlib.ExitStack, start: float) -> None:
     found = delays(busy(stack, 5), 130, start, 3)
-    assert all(is_tick(now + delay) and delay <= TICK + 1e-9 for now, delay in found)
-    assert len({round((now + delay) / TICK) for now, delay in found}) == 150
+    assert all(leaves_well(now, delay) and delay <= TICK + 1e-9 for now, delay in found)
+    assert sum(delay > 0 for _, delay in found) > len(found) // 2
+
+
+@pytest.mark.parametrize(("late", "waits"), [(0.0, False), (0.003, False), (0.005, True), (0.019, True)])
+def test_frame_that_comes_just_after_a_tick_leaves_at_once(
+    stack: contextlib.ExitStack, late: float, waits: bool
+) -> None:
+    assert (busy(stack, 5).delay(1, NOW + late) > 0) is waits
 
 
 def test_the_lone_stream_that_is_left_waits_no_longer(stack: contextlib.ExitStack) -> None:
@@ -120,4 +132,4 @@ def test_every_frame_leaves_on_a_tick_in_time(frames: list[tuple[int, float]], s
             now += later
             delay = coalescer.delay(deltas, now)
             assert 0 <= delay <= LONGEST_PAUSE
-            assert is_tick(now + delay)
+            assert leaves_well(now, delay)

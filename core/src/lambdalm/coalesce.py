@@ -2,8 +2,11 @@
 
 What a frame costs a hop hardly depends on how much is in it, and frames that leave together cost a third of frames
 that leave alone. So from a handful of active streams on, a frame is held back until the next tick of the process
-(20 ms), and what comes meanwhile is joined to it. When more deltas come each second than the budget of frames allows, a
-stream skips ticks: it sends every active/budget seconds, so that all streams together send about `frames_per_second`.
+(20 ms), and what comes meanwhile is joined to it. What comes just after a tick leaves at once: hops of one machine have
+the same ticks, so that frames which left one hop together leave the next one together, without another wait.
+
+When more deltas come each second than the budget of frames allows, a stream skips ticks: it sends every active/budget
+seconds, so that all streams together send about `frames_per_second`.
 
 Pure decision, for one event loop: it has no clock of its own and does not wait itself.
 """
@@ -18,6 +21,7 @@ LONGEST_PAUSE = 0.21
 """Seconds. A reader would see more as stutter; beyond it, more streams mean more frames again."""
 
 _FEW = 4  # streams whose frames leave at once: together they have less than one frame due in a tick
+_JUST_AFTER = 0.2  # of a tick
 _WINDOW = 1.0  # seconds over which the rate of deltas is measured; a burst of streams in step is not more than that
 
 
@@ -44,13 +48,15 @@ class Coalescer:
     def delay(self, deltas: int, now: float) -> float:
         """Seconds to hold back a frame made of `deltas` deltas; `now` is a monotonic clock, the same for all streams.
 
-        0 while only a handful of streams is active. Else the frame leaves on a tick: the next one, or, over the budget,
-        the first after the stream's share of time, at most `LONGEST_PAUSE` from now.
+        0 while only a handful of streams is active, and just after a tick. Else the frame leaves on a tick: the next
+        one, or, over the budget, the first after the stream's share of time, at most `LONGEST_PAUSE` from now.
         """
         self._count(deltas, now)
         if self._over_budget:
             return self._until_tick(now, min(self._active / self._budget, LONGEST_PAUSE))
-        return 0.0 if self._active <= _FEW else self._until_tick(now, 0.0)
+        if self._active <= _FEW or now / self._tick % 1 < _JUST_AFTER:
+            return 0.0
+        return self._until_tick(now, 0.0)
 
     def _until_tick(self, now: float, pause: float) -> float:
         """Seconds to the first tick after a pause, which is cut where that tick would be too late."""

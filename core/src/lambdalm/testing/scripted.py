@@ -8,6 +8,7 @@ what each looks like from outside.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import NamedTuple
@@ -51,8 +52,13 @@ _GUSH = 20  # tokens of a delta of `flood`
 _BREATH = 16  # deltas of `flood` between two pauses
 _AT_ONCE = 64  # events that may be said on a loop before others have a turn
 _AN_HOUR = 3600.0
+_ALONE = 4  # streams that each keep their own time
+_STEP_SECONDS = 0.02
 _STORY = "once upon a time a small model counted its own words and found that there was always one more to say "
 _WORDS = [f"{word} " for word in _STORY.split()]
+
+
+_playing = 0  # streams on the loop
 
 
 def _word(index: int) -> str:
@@ -209,9 +215,12 @@ async def play_on_loop(request: ChatRequest, call: Call) -> AsyncGenerator[list[
 
     It is stopped by the cancellation of its task, and raises the `LlmError`s of the behaviour.
     """
-    from asyncio import sleep  # a Lambda function, which plays in its only thread, is to start without asyncio
+    import asyncio  # a Lambda function, which plays in its only thread, is to start without it
 
+    global _playing
+    now = asyncio.get_running_loop().time
     said: list[StreamEvent] = []
+    _playing += 1
     try:
         for step in _script(request, call):
             if not isinstance(step, Pause):
@@ -222,13 +231,22 @@ async def play_on_loop(request: ChatRequest, call: Call) -> AsyncGenerator[list[
             if said:
                 yield said
                 said = []
-            await sleep(step.seconds)
+            await asyncio.sleep(_until_step(step.seconds, now()))
     except LlmError:
         if said:
             yield said
         raise
+    finally:
+        _playing -= 1
     if said:
         yield said
+
+
+def _until_step(seconds: float, now: float) -> float:
+    """Seconds to pause. Many that play at once go on in common steps, as the sequences of an engine's batch do."""
+    if _playing <= _ALONE or seconds <= 0:
+        return seconds
+    return math.ceil((now + seconds) / _STEP_SECONDS) * _STEP_SECONDS - now
 
 
 def _script(request: ChatRequest, call: Call) -> Script:
