@@ -140,3 +140,30 @@ def test_comments_between_messages_do_not_add_up_to_the_limit() -> None:
 def test_what_came_in_the_chunk_of_the_message_before_counts_towards_the_limit() -> None:
     with pytest.raises(LlmError, match="100 bytes"):
         read(b"data: 1\n\ndata: " + b"x" * 80, b"x" * 80 + b"\n\n", limit=100)
+
+
+BLOCKS = [
+    b"event: a\ndata: {}\n\n",
+    b"data: {}\n\n",
+    b"event: a\n\n",
+    b": a comment\n\n",
+    b"event: a\ndata: 1\ndata: 2\n\n",
+    b"event: a\ndata: 1\nid: 2\n\n",
+    b"id: 1\nevent: a\ndata: {}\n\n",
+    b"event: \ndata: \n\n",
+    b"event:a\ndata: {}\n\n",
+    b"event: a\ndata:{}\n\n",
+    b"\n\n",
+    b"event: \xce\xbb\ndata: \xce\xbb\n\n",
+    b"error: x\n\n",
+    b"event: a\r\ndata: {}\r\n\r\n",
+]
+
+
+@given(st.lists(st.sampled_from(BLOCKS), max_size=8))
+def test_whole_messages_at_once_are_what_they_are_byte_by_byte(blocks: list[bytes]) -> None:
+    at_once, by_bytes = Decoder(), Decoder()
+    whole = [message for block in blocks for message in at_once.feed(block)]
+    joined = list(Decoder().feed(b"".join(blocks)))
+    cut = [message for block in blocks for byte in block for message in by_bytes.feed(bytes([byte]))]
+    assert whole == joined == cut

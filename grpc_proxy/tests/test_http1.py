@@ -474,3 +474,52 @@ async def test_sockets_of_both_clients_ask_whether_the_host_is_there(client: Htt
             other.close()
     finally:
         await general.close()
+
+
+@on_both_loops
+async def test_what_comes_until_the_gate_opens_is_read_together(client: Http1) -> None:
+    go = asyncio.Event()
+    held: list[asyncio.Future[None]] = []
+
+    async def play(peer: Peer) -> None:
+        await peer.send(CHUNKED, chunk(BODY[:5]))
+        await go.wait()
+        await peer.send(chunk(BODY[5:9]))
+        await peer.send(chunk(BODY[9:]))
+        await peer.gone()
+
+    async with RawServer(play) as server:
+        response = await ask(client, server)
+        reading = asyncio.create_task(response.some(held.append))
+        async with asyncio.timeout(WAIT):
+            while not held:  # noqa: ASYNC110  # it has no event
+                await asyncio.sleep(0)
+            go.set()
+            while response._waiting < len(BODY):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert not reading.done()
+        (gate,) = held
+        gate.set_result(None)
+        assert await reading == BODY
+        response.close()
+
+
+@on_both_loops
+async def test_the_end_of_a_body_passes_every_gate(client: Http1) -> None:
+    go = asyncio.Event()
+    held: list[asyncio.Future[None]] = []
+
+    async def play(peer: Peer) -> None:
+        await peer.send(CHUNKED, chunk(BODY[:5]))
+        await go.wait()
+        await peer.send(chunk(BODY[5:]) + chunk(b""))
+
+    async with RawServer(play) as server:
+        response = await ask(client, server)
+        reading = asyncio.create_task(response.some(held.append))
+        async with asyncio.timeout(WAIT):
+            while not held:  # noqa: ASYNC110  # it has no event
+                await asyncio.sleep(0)
+            go.set()
+            assert await reading == BODY
+        response.close()

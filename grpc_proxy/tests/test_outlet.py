@@ -24,6 +24,8 @@ class Reader:
     def __init__(self) -> None:
         self.reads = asyncio.Event()
         self.reads.set()
+        self.begun = 0
+        """How often it was told that the answer begins."""
         self.came: asyncio.Queue[StreamEvent] = asyncio.Queue()
 
     async def write(self, message: bytes) -> None:
@@ -37,20 +39,29 @@ class Reader:
         return [self.came.get_nowait() for _ in range(self.came.qsize())]
 
 
+def outlet_of(reader: Reader, dog: Watchdog) -> Outlet:
+    async def begin() -> None:
+        reader.begun += 1
+
+    return Outlet(reader.write, begin, dog)
+
+
 def watchdog(**parts: float) -> Watchdog:
     return Watchdog(StreamConfig(**parts))  # type: ignore[arg-type]
 
 
 async def test_neighbouring_deltas_leave_as_one() -> None:
     reader = Reader()
-    with Outlet(reader, watchdog()) as outlet:
+    with outlet_of(reader, watchdog()) as outlet:
         await outlet.send([TextDelta("a"), TextDelta("b"), ReasoningDelta("c"), TextDelta("d")])
-    assert reader.all() == [TextDelta("ab"), ReasoningDelta("c"), TextDelta("d")]
+        await outlet.send([TextDelta("e")])
+    assert reader.all() == [TextDelta("ab"), ReasoningDelta("c"), TextDelta("d"), TextDelta("e")]
+    assert reader.begun == 1
 
 
 async def test_text_longer_than_a_message_leaves_in_pieces() -> None:
     reader, text = Reader(), "aλ" * 1_000_000
-    with Outlet(reader, watchdog()) as outlet:
+    with outlet_of(reader, watchdog()) as outlet:
         await outlet.send([TextDelta(text)])
     came = reader.all()
     assert len(came) > 1
@@ -58,31 +69,40 @@ async def test_text_longer_than_a_message_leaves_in_pieces() -> None:
 
 
 async def test_a_silent_stream_sends_heartbeats_once_it_may() -> None:
-    reader = Reader()
-    with Outlet(reader, watchdog(heartbeat_seconds=SOON)) as outlet:
-        await asyncio.sleep(3 * SOON)
+    reader, later = Reader(), asyncio.get_running_loop().time() + 1
+    with outlet_of(reader, watchdog()) as outlet:
+        outlet.check(later, SOON, WAIT)
+        await asyncio.sleep(0)
         assert reader.all() == []
+        outlet.may_beat()
+        outlet.check(later, SOON, WAIT)
+        assert await reader.next() == Heartbeat()
+
+
+async def test_the_watchdog_lets_silent_streams_send_heartbeats() -> None:
+    reader = Reader()
+    with outlet_of(reader, watchdog(heartbeat_seconds=SOON)) as outlet:
         outlet.may_beat()
         assert [await reader.next(), await reader.next()] == [Heartbeat(), Heartbeat()]
 
 
 async def test_a_heartbeat_that_is_being_written_goes_before_what_comes() -> None:
     reader = Reader()
-    with Outlet(reader, watchdog(heartbeat_seconds=SOON)) as outlet:
+    with outlet_of(reader, watchdog()) as outlet:
         outlet.may_beat()
         reader.reads.clear()
-        await asyncio.sleep(3 * SOON)
+        outlet.check(asyncio.get_running_loop().time() + 1, SOON, WAIT)
         sending = asyncio.create_task(outlet.send([TextDelta("a")]))
         await asyncio.sleep(0)
         reader.reads.set()
         await sending
-    assert [event for event in reader.all() if event != Heartbeat()] == [TextDelta("a")]
+    assert reader.all() == [Heartbeat(), TextDelta("a")]
 
 
 async def test_a_reader_that_takes_nothing_is_closed() -> None:
     reader = Reader()
     reader.reads.clear()
-    with pytest.raises(LlmError) as raised, Outlet(reader, watchdog(write_seconds=SOON)) as outlet:
+    with pytest.raises(LlmError) as raised, outlet_of(reader, watchdog(write_seconds=SOON)) as outlet:
         await outlet.send([TextDelta("a")])
     assert raised.value.code is Code.CANCELLED
     assert "read nothing" in raised.value.message
@@ -93,7 +113,7 @@ async def test_a_reader_that_takes_no_heartbeat_is_closed() -> None:
     reader.reads.clear()
 
     async def silent() -> None:
-        with Outlet(reader, watchdog(heartbeat_seconds=SOON, write_seconds=SOON)) as outlet:
+        with outlet_of(reader, watchdog(heartbeat_seconds=SOON, write_seconds=SOON)) as outlet:
             outlet.may_beat()
             await asyncio.sleep(WAIT)
 
@@ -104,28 +124,41 @@ async def test_a_reader_that_takes_no_heartbeat_is_closed() -> None:
 
 async def test_the_watchdog_sleeps_while_nothing_is_sent() -> None:
     dog = watchdog(heartbeat_seconds=SOON)
-    with Outlet(Reader(), dog):
+    with outlet_of(Reader(), dog):
         assert dog._timer is not None
-    await asyncio.sleep(SOON)
-    assert dog._timer is None
+    async with asyncio.timeout(WAIT):
+        while dog._timer is not None:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(SOON)
 
 
 async def test_streams_that_wait_for_the_same_tick_have_one_timer() -> None:
-    coalescer = Coalescer(8000, tick=0.2)
+    loop, coalescer = asyncio.get_running_loop(), Coalescer(8000, tick=0.2)
     ticks = Ticks(coalescer)
     with contextlib.ExitStack() as streams:
-        for _ in range(50):
+        frames: list[asyncio.Future[None]] = [loop.create_future() for _ in range(50)]
+        for _ in frames:
             streams.enter_context(coalescer.stream())
-        tasks = [asyncio.create_task(ticks.hold(1)) for _ in range(50)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in tasks)
+        for frame in frames:
+            ticks.hold(frame, 1)
+        assert not any(frame.done() for frame in frames)
         assert len(ticks._waiting) <= 2  # one, unless the tick came just now
-        tasks.pop().cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks), WAIT)
+        frames.pop().cancel()
+        await asyncio.wait_for(asyncio.gather(*frames), WAIT)
         assert ticks._waiting == {}
 
 
-async def test_a_lone_stream_does_not_wait() -> None:
+async def test_a_frame_of_a_lone_stream_does_not_wait() -> None:
     coalescer = Coalescer(8000)
-    with coalescer.stream(), pytest.raises(StopIteration):
-        Ticks(coalescer).hold(1).send(None)
+    with coalescer.stream():
+        frame: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        Ticks(coalescer).hold(frame, 1)
+        assert frame.done()
+
+
+async def test_the_gate_counts_the_deltas_that_were_sent() -> None:
+    dog = watchdog()
+    with outlet_of(Reader(), dog) as outlet:
+        await outlet.send([TextDelta("a")] * 1000)
+        await outlet.send([Heartbeat(), TextDelta("a")])
+        outlet.gate(asyncio.get_running_loop().create_future())
+        assert dog.ticks.coalescer._counted == 1001

@@ -50,6 +50,25 @@ class Decoder:
 
     def feed(self, chunk: bytes) -> Iterator[Message]:
         """The messages that this chunk completes. Iterate it to its end before the next `feed`."""
+        blocks = self._whole_blocks(chunk)
+        if blocks is None:
+            yield from self._by_lines(chunk)
+            return
+        for block in blocks:
+            message = _simple(block)
+            if message is None:
+                yield from self._by_lines(block + b"\n\n")
+            else:
+                yield message
+
+    def _whole_blocks(self, chunk: bytes) -> list[bytes] | None:
+        """The chunk, cut at its empty lines, where it is whole messages and nothing is left of the chunk before."""
+        if self._at_start or self._size or self._after_cr or len(chunk) > self._limit:
+            return None
+        return chunk[:-2].split(b"\n\n") if chunk.endswith(b"\n\n") and b"\r" not in chunk else None
+
+    def _by_lines(self, chunk: bytes) -> Iterator[Message]:
+        """The messages that this chunk completes, however it is cut."""
         if self._after_cr and chunk:
             self._after_cr = False
             chunk = chunk.removeprefix(b"\n")
@@ -94,6 +113,14 @@ class Decoder:
         event, data = self._event or "message", self._data
         self._event, self._data = "", []
         return Message(event, "\n".join(data)) if data else None
+
+
+def _simple(block: bytes) -> Message | None:
+    """The message of a block that is no more than an event's name and one line of data, as our own are."""
+    head, is_ours, data = block.partition(b"\ndata: ")
+    if not is_ours or not head.startswith(b"event: ") or b"\n" in head or b"\n" in data:
+        return None
+    return Message(_text(head[7:]) or "message", _text(data))
 
 
 def _text(line: bytes) -> str:

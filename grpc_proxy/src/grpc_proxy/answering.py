@@ -23,11 +23,11 @@ from grpc_proxy.background import Background
 from grpc_proxy.callers import Callers
 from grpc_proxy.conversation import State, Turn
 from grpc_proxy.exchange import Exchange
+from grpc_proxy.http_client import Gate
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Ask, Pool
 from grpc_proxy.quotas import Quotas, Reservation
 from grpc_proxy.sessions import Begun, Opened, Sessions, no_such_session
-from grpc_proxy.upstream import Hold
 from lambdalm import logs
 from lambdalm.chat import ChatRequest, invalid
 from lambdalm.errors import STORE, Code, LlmError
@@ -96,7 +96,7 @@ class Answering:
         timings = exchange.call.clock.timings()
         return msgspec.structs.replace(answer, timings=timings, session_id=exchange.session_id)
 
-    async def stream(self, exchange: Exchange, hold: Hold | None = None) -> Batches:
+    async def stream(self, exchange: Exchange, gate: Gate | None = None) -> Batches:
         """The answer's batches, `Started` first; `Finished` when it is stored. Raises LlmError."""
         prepared = await self._prepare(exchange, whole=False)
         if prepared.answered is not None:
@@ -104,7 +104,7 @@ class Answering:
             return
         running = None
         try:
-            running = await self._pool.stream(self._ask(exchange, prepared.begun), exchange.call, hold)
+            running = await self._pool.stream(self._ask(exchange, prepared.begun), exchange.call, gate)
             batch = _with_session(await running.next(), exchange)
             while not isinstance(batch[-1], Finished):
                 yield batch

@@ -28,6 +28,7 @@ from grpc_proxy.http_client import (
     FAREWELL_SECONDS,
     KEPT_SECONDS,
     BrokenOffError,
+    Gate,
     UnreachableError,
     reason,
     watch_host,
@@ -264,6 +265,7 @@ class Http1Response:
         self._pieces: list[bytes] = []
         self._waiting = 0  # bytes of them
         self._waiter: asyncio.Future[None] | None = None
+        self._gate: Gate = _at_once  # for what comes next
         self._broken = False
         self._finished = False
         self._closed = False
@@ -276,22 +278,18 @@ class Http1Response:
     async def head(self) -> None:
         """Returns when the headers have come; raises BrokenOffError."""
         while not self.status:
-            if self._broken or self.ended:
-                raise BrokenOffError
-            await self._more_to_come()
-
-    async def some(self) -> bytes:
-        """What has come of the body since; waits until something has. Empty at the body's end."""
-        while not self._pieces:
             if self._broken:
                 raise BrokenOffError
-            if self.ended:
-                return b""
-            await self._more_to_come()
-        return self.more()
+            await self._next(_at_once)
 
-    def more(self) -> bytes:
-        """The same, without waiting: empty where nothing has come."""
+    async def some(self, gate: Gate | None = None) -> bytes:
+        """What has come of the body since; waits until something has and the gate opens. Empty at the body's end."""
+        waits = gate is not None
+        while (waits or not self._pieces) and not (self.ended or self._broken):
+            await self._next(gate or _at_once)
+            waits = False
+        if not self._pieces and self._broken:
+            raise BrokenOffError
         pieces, self._pieces, self._waiting = self._pieces, [], 0
         self._connection.resume()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -315,9 +313,13 @@ class Http1Response:
         """All that came at once has been taken in."""
         if self._waiting > _MAX_WAITING and not self._closed:
             self._connection.pause()
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._waiter is None or self._waiter.done():
+            return
+        if self.ended or self._broken:
+            self._waiter.set_result(None)
+        else:
+            gate, self._gate = self._gate, _stay
+            gate(self._waiter)
 
     def break_off(self) -> None:
         """Nothing more comes, and its end has not come."""
@@ -364,13 +366,26 @@ class Http1Response:
         if self._closed:
             self._connection.done(keep_alive)
 
-    async def _more_to_come(self) -> None:
+    async def _next(self, gate: Gate) -> None:
+        """Returns when more has come, or the end, and the gate has opened."""
+        self._gate = gate
         self._waiter = asyncio.get_running_loop().create_future()
+        if self._pieces:  # which came while nobody waited
+            self.came()
         await self._waiter
 
     def _give_up(self) -> None:
         if not self.ended and not self._broken:
             self._connection.done(False)
+
+
+def _at_once(future: asyncio.Future[None]) -> None:
+    """A gate that is open."""
+    future.set_result(None)
+
+
+def _stay(future: asyncio.Future[None]) -> None:
+    """A gate that has been asked already: it opens for all that comes until then."""
 
 
 def _request(method: str, url: URL, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -15,6 +15,7 @@ from grpc_proxy.http_client import (
     FAREWELL_SECONDS,
     KEPT_SECONDS,
     BrokenOffError,
+    Gate,
     Response,
     UnreachableError,
     reason,
@@ -59,16 +60,22 @@ class _AiohttpResponse:
         self._finished = False
         _wake_when_closed(response)
 
-    async def some(self) -> bytes:
+    async def some(self, gate: Gate | None = None) -> bytes:
         try:
-            return await self._response.content.readany()
+            came = await self._response.content.readany()
         except (aiohttp.ClientError, OSError):
-            left = self.more()
+            left = self._more()
             if left:
                 return left
             raise BrokenOffError from None
+        if gate is None or self._response.content.at_eof():
+            return came
+        opens = asyncio.get_running_loop().create_future()
+        gate(opens)
+        await opens
+        return came + self._more()
 
-    def more(self) -> bytes:
+    def _more(self) -> bytes:
         """What has come, also before the connection broke: aiohttp has it, and no public way to it."""
         content = self._response.content
         return content._read_nowait(-1) if isinstance(content, aiohttp.StreamReader) else b""

@@ -6,10 +6,11 @@ task that is cancelled while it asks closes the connection.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from yarl import URL
@@ -27,6 +28,10 @@ class BrokenOffError(Exception):
     """The connection ended before the answer did, or what came is no HTTP."""
 
 
+Gate = Callable[["asyncio.Future[None]"], None]
+"""Sets the result of a future when what has come may be read: at once, or later, joined with what comes meanwhile."""
+
+
 class Response(Protocol):
     """An answer whose headers have come. Each of its calls raises BrokenOffError."""
 
@@ -39,12 +44,8 @@ class Response(Protocol):
         """Found by their names in any case."""
         ...
 
-    async def some(self) -> bytes:
-        """What has come of the body since; waits until something has. Empty at the body's end."""
-        ...
-
-    def more(self) -> bytes:
-        """The same, without waiting: empty where nothing has come."""
+    async def some(self, gate: Gate | None = None) -> bytes:
+        """What has come of the body since; waits until something has and the gate opens. Empty at the body's end."""
         ...
 
     def close(self) -> None:

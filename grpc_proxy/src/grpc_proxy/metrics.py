@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Counts
 from collections import OrderedDict
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -57,6 +58,10 @@ class Metrics:
         self._queue = Histogram(
             "llm_service_queue_seconds", "Waiting for an upstream with room", buckets=_SECONDS, registry=registry
         )
+        # `labels` makes texts and takes a lock, at each call.
+        self._requests_of = cache(self._requests.labels)
+        self._duration_of = cache(self._duration.labels)
+        self._tokens_of = cache(self._tokens.labels)
         self._retries = Counter(
             "llm_service_retries",
             "Attempts that moved on, from where",
@@ -86,8 +91,8 @@ class Metrics:
         """A call has ended; `code` is None for one that went well."""
         self.active -= 1
         self._in_progress.dec()
-        self._requests.labels(method, "OK" if code is None else code.value).inc()
-        self._duration.labels(method).observe(seconds)
+        self._requests_of(method, "OK" if code is None else code.value).inc()
+        self._duration_of(method).observe(seconds)
         if code is not None:
             self.errors[code.value] += 1
 
@@ -101,8 +106,8 @@ class Metrics:
         """An answer's tokens, as far as the engine has counted them."""
         if usage is None:
             return
-        self._tokens.labels(model, "prompt").inc(usage.prompt_tokens or 0)
-        self._tokens.labels(model, "completion").inc(usage.completion_tokens or 0)
+        self._tokens_of(model, "prompt").inc(usage.prompt_tokens or 0)
+        self._tokens_of(model, "completion").inc(usage.completion_tokens or 0)
         self.completion_tokens += usage.completion_tokens or 0
 
     def waited(self, seconds: float) -> None:
@@ -128,7 +133,8 @@ class Metrics:
             self.sessions_made += 1
             self._sessions.inc()
         self._sessions_used[id] = time.monotonic()
-        self._sessions_used.move_to_end(id)
+        if not is_new:
+            self._sessions_used.move_to_end(id)
         if len(self._sessions_used) > _MOST_SESSIONS:
             self._sessions_used.popitem(last=False)
 

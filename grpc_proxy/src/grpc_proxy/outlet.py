@@ -1,6 +1,6 @@
 """The way of a stream's events to their caller: joined, on the process's ticks, with heartbeats between them.
 
-`hold` is the one place where a stream waits for its turn, `send` the one where it writes. One watchdog looks at all
+`gate` is the one place where a stream waits for its turn, `send` the one where it writes. One watchdog looks at all
 outlets from time to time: one that has been silent for long sends a heartbeat, and one whose caller has read nothing
 for long is closed. So a frame costs no timer of its own.
 """
@@ -8,15 +8,15 @@ for long is closed. So a frame costs no timer of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from grpc_proxy.config import StreamConfig
 from grpc_proxy.interrupt import Interrupt
 from lambdalm.coalesce import Coalescer
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Heartbeat, ReasoningDelta, StreamEvent, TextDelta, join
+from lambdalm.events import Delta, Heartbeat, ReasoningDelta, StreamEvent, TextDelta, join
 from lambdalm.rpc import messages
 
 _SWEEPS = 10  # of the watchdog, in the shortest time that it watches over
@@ -26,23 +26,25 @@ _MOST_TEXT = 256 * 1024  # characters of a frame: gRPC's clients take 4 MiB
 _HEARTBEAT = messages.event_to_proto(Heartbeat()).SerializeToString()
 
 
-class Writer(Protocol):
-    """What messages are written to: a gRPC context."""
-
-    async def write(self, message: bytes, /) -> None: ...
+Write = Callable[[bytes], Awaitable[None]]
 
 
 class Outlet:
     """One stream's, a context manager around all of it. It ends with `LlmError(CANCELLED)` where its caller reads
     nothing for too long."""
 
-    def __init__(self, writer: Writer, watchdog: Watchdog) -> None:
+    def __init__(self, write: Write, begin: Callable[[], Awaitable[None]], watchdog: Watchdog) -> None:
+        """`begin` is awaited before the first `write`."""
         self._quiet = True
-        self._writer = writer
+        self._begun = False
+        self._begin = begin
+        self._write_message = write
         self._watchdog = watchdog
+        self._loop = asyncio.get_running_loop()
         self._interrupt = Interrupt()
         self._writing_since: float | None = None
-        self._written = watchdog.now()
+        self._deltas = 0  # that were sent since the last frame was held back
+        self._written = self._loop.time()
         self._beat: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
@@ -59,19 +61,25 @@ class Outlet:
         self._interrupt.__exit__(kind, error, traceback)
 
     def may_beat(self) -> None:
-        """Before this, no heartbeat is sent: the first message carries the metadata."""
+        """Before this, no heartbeat is sent: with the first message goes the metadata."""
         self._quiet = False
 
-    async def hold(self, deltas: int) -> None:
-        """Wait until a frame made of so many deltas may leave."""
-        await self._watchdog.ticks.hold(deltas)
+    def gate(self, frame: asyncio.Future[None]) -> None:
+        """Something has come: set the result of `frame` when a frame may leave."""
+        deltas, self._deltas = self._deltas, 0
+        self._watchdog.ticks.hold(frame, deltas)
 
-    async def send(self, batch: Iterable[StreamEvent]) -> None:
+    async def send(self, batch: Sequence[StreamEvent]) -> None:
         """Write these events, neighbouring deltas as one."""
-        for event in join(batch):
-            if self._beat is not None and not self._beat.done():
-                await asyncio.wait({self._beat})
-            for part in _parts(event):
+        if self._beat is not None and not self._beat.done():
+            await asyncio.wait({self._beat})
+        self._deltas += sum(isinstance(event, Delta) for event in batch)
+        for event in batch if len(batch) == 1 else join(batch):
+            if not isinstance(event, TextDelta | ReasoningDelta) or len(event.text) <= _MOST_TEXT:
+                await self._write(messages.event_to_proto(event).SerializeToString())
+                continue
+            for at in range(0, len(event.text), _MOST_TEXT):
+                part = type(event)(event.text[at : at + _MOST_TEXT])
                 await self._write(messages.event_to_proto(part).SerializeToString())
 
     def check(self, now: float, heartbeat_seconds: float, write_seconds: float) -> None:
@@ -84,10 +92,13 @@ class Outlet:
             self._beat = asyncio.create_task(self._write(_HEARTBEAT))
 
     async def _write(self, message: bytes) -> None:
-        self._writing_since = self._watchdog.now()
-        await self._writer.write(message)
+        self._writing_since = self._loop.time()
+        if not self._begun:
+            self._begun = True
+            await self._begin()
+        await self._write_message(message)
         self._writing_since = None
-        self._written = self._watchdog.now()
+        self._written = self._loop.time()
 
 
 class Watchdog:
@@ -100,10 +111,6 @@ class Watchdog:
         self._every = min(_LONGEST_SWEEP, min(self._heartbeat, self._write) / _SWEEPS)
         self._outlets: set[Outlet] = set()
         self._timer: asyncio.TimerHandle | None = None
-
-    def now(self) -> float:
-        """Seconds on the loop's clock."""
-        return asyncio.get_running_loop().time()
 
     def enter(self, outlet: Outlet) -> None:
         self._outlets.add(outlet)
@@ -118,7 +125,7 @@ class Watchdog:
 
     def _sweep(self) -> None:
         self._timer = None
-        now = self.now()
+        now = asyncio.get_running_loop().time()
         for outlet in list(self._outlets):
             outlet.check(now, self._heartbeat, self._write)
         if self._outlets:
@@ -132,31 +139,21 @@ class Ticks:
         self.coalescer = coalescer
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
 
-    async def hold(self, deltas: int) -> None:
-        """Return when a frame made of so many deltas may leave."""
+    def hold(self, frame: asyncio.Future[None], deltas: int) -> None:
+        """Set the result of `frame` when a frame made of so many deltas may leave."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         delay = self.coalescer.delay(deltas, now)
         if delay <= 0:
+            frame.set_result(None)
             return
         tick = round(1000 * (now + delay))
         if tick not in self._waiting:
             self._waiting[tick] = []
             loop.call_later(delay, self._wake, tick)
-        future = loop.create_future()
-        self._waiting[tick].append(future)
-        await future
+        self._waiting[tick].append(frame)
 
     def _wake(self, tick: int) -> None:
         for future in self._waiting.pop(tick):
-            if not future.done():  # whose stream was cancelled meanwhile
+            if not future.done():  # else its stream has ended meanwhile
                 future.set_result(None)
-
-
-def _parts(event: StreamEvent) -> Iterator[StreamEvent]:
-    """The same event; text that is too long for a message in pieces."""
-    if not isinstance(event, TextDelta | ReasoningDelta) or len(event.text) <= _MOST_TEXT:
-        yield event
-        return
-    for at in range(0, len(event.text), _MOST_TEXT):
-        yield type(event)(event.text[at : at + _MOST_TEXT])

@@ -24,11 +24,12 @@ from grpc_proxy.attempt import Attempt, Choice, Running, Watcher
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.dialects import Look
+from grpc_proxy.http_client import Gate
 from grpc_proxy.interrupt import Interrupt
 from grpc_proxy.line import Line, Slot, Waiter, jittered, now
 from grpc_proxy.member import Member, make_target
 from grpc_proxy.routing import RetryBudget, RoutingConfig, Target
-from grpc_proxy.upstream import Hold, Incoming, Saw, Upstream
+from grpc_proxy.upstream import Incoming, Saw, Upstream
 from lambdalm import logs
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
@@ -81,11 +82,11 @@ class Pool:
         self._budget = RetryBudget(routing_config.retries)
         self.line = Line([member.target for member in self.members.values()], self._nobody)
 
-    async def stream(self, ask: Ask, call: Call, hold: Hold | None = None) -> Running:
+    async def stream(self, ask: Ask, call: Call, gate: Gate | None = None) -> Running:
         """One answer, from its first delta on; raises LlmError."""
 
         async def begun(attempt: Attempt) -> Running:
-            incoming = attempt.member.upstream.stream(self._prepared(attempt, ask), call, hold)
+            incoming = attempt.member.upstream.stream(self._prepared(attempt, ask), call, gate)
             try:
                 return Running(attempt, incoming, await _first(incoming, attempt), ask.saw)
             except BaseException:

@@ -10,7 +10,7 @@ from grpc_proxy.answering import Answering
 from grpc_proxy.chain import Hop, first_broken
 from grpc_proxy.config import StreamConfig
 from grpc_proxy.detached import DetachedRuns
-from grpc_proxy.door import Asked, Context, Door
+from grpc_proxy.door import Context, Door
 from grpc_proxy.exchange import Exchange
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.outlet import Outlet, Watchdog
@@ -64,7 +64,11 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
     async def GenerateStream(self, request: pb.LLMRequest, context: Context) -> None:  # noqa: N802
         async with self._door.call("GenerateStream", context) as asked:
             exchange = asked.wants(messages.request_from_proto(request))
-            with self._watchdog.ticks.coalescer.stream(), Outlet(_Writer(context, asked), self._watchdog) as outlet:
+
+            async def begin() -> None:  # with the first message: by then it is known whose session it is
+                await context.send_initial_metadata(asked.cookies())
+
+            with self._watchdog.ticks.coalescer.stream(), Outlet(context.write, begin, self._watchdog) as outlet:
                 exchange.when_ready = outlet.may_beat
                 async with contextlib.aclosing(self._batches(exchange, outlet)) as batches:
                     async for batch in batches:
@@ -123,7 +127,7 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     def _batches(self, exchange: Exchange, outlet: Outlet) -> Batches:
         """The answer as a stream; what is to be drained, made apart from its caller."""
-        batches = self._answering.stream(exchange, outlet.hold)
+        batches = self._answering.stream(exchange, outlet.gate)
         return self._detached.relay(batches, exchange) if exchange.request.on_disconnect == "drain" else batches
 
     async def _answer(self, exchange: Exchange) -> Answer:
@@ -139,17 +143,3 @@ class LlmService(llm_pb2_grpc.LlmServiceServicer):
 
     async def _in_one(self, exchange: Exchange) -> Batches:
         yield list(replayed(await self._answering.answer(exchange)))
-
-
-class _Writer:
-    """A call's way out. Its initial metadata goes with the first message: by then it is known whose session it is."""
-
-    def __init__(self, context: Context, asked: Asked) -> None:
-        self._context = context
-        self._asked = asked
-
-    async def write(self, message: bytes) -> None:
-        if not self._asked.begun:
-            self._asked.begun = True
-            await self._context.send_initial_metadata(self._asked.cookies())
-        await self._context.write(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from yarl import URL
@@ -19,7 +19,7 @@ from grpc_proxy.auth import make_auth
 from grpc_proxy.clients import Clients
 from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Failure, Look, Reader, Refusal
-from grpc_proxy.http_client import BrokenOffError, Response, UnreachableError
+from grpc_proxy.http_client import BrokenOffError, Gate, Response, UnreachableError
 from lambdalm import sse, tracing
 from lambdalm.call import REQUEST_ID, REQUEST_TIMEOUT, Call
 from lambdalm.chat import ChatRequest
@@ -32,9 +32,6 @@ from lambdalm.tracing import Span
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_WHOLE = 16 * 1024 * 1024  # bytes of an answer in one piece
 _ERROR_SECONDS = 1.0  # for the body of a refusal: what is not here then is done without
-
-Hold = Callable[[int], Awaitable[None]]
-"""Waits until what has come, so many deltas, may be passed on; what comes meanwhile is joined to it."""
 
 Saw = Callable[[list[StreamEvent]], None]
 """Takes what has come of an answer; an empty batch says only that it has begun."""
@@ -66,9 +63,9 @@ class Upstream:
         """Where errors happened that the upstream does not speak of itself."""
         return self._dialect.origin
 
-    def stream(self, request: ChatRequest, call: Call, hold: Hold | None = None) -> Incoming:
+    def stream(self, request: ChatRequest, call: Call, gate: Gate | None = None) -> Incoming:
         """The events of one answer as they come; nothing is asked before the first `next`."""
-        return Incoming(self, self._named(request), call, hold, stream=True)
+        return Incoming(self, self._named(request), call, gate, stream=True)
 
     async def answer(self, request: ChatRequest, call: Call, saw: Saw) -> Answer:
         """One whole answer; `saw` takes what comes of it, an empty batch when it comes in one piece. Raises LlmError.
@@ -176,12 +173,12 @@ class Incoming:
     """One answer on its way: its events by `next`, or all of it by `whole`. Close it, which stops what generates it."""
 
     def __init__(
-        self, upstream: Upstream, request: ChatRequest, call: Call, hold: Hold | None, *, stream: bool
+        self, upstream: Upstream, request: ChatRequest, call: Call, gate: Gate | None, *, stream: bool
     ) -> None:
         self._upstream = upstream
         self._request = request
         self._call = call
-        self._hold = hold
+        self._gate = gate
         self._stream = stream
         self._span = upstream.span(request, call)
         self._response: Response | None = None
@@ -228,20 +225,10 @@ class Incoming:
         if self._failure is not None:
             raise self._failure
         response = self._response or await self._open()
-        batch = self._read(await response.some())
-        if self._hold is not None and not self._ended and self._failure is None:
-            batch += await self._joined(self._hold, response, batch)
+        gate = self._gate if self._said else None  # the first delta does not wait
+        batch = self._read(await response.some(gate))
+        self._said = self._said or any(isinstance(event, Delta) for event in batch)
         return batch
-
-    async def _joined(self, hold: Hold, response: Response, batch: list[StreamEvent]) -> list[StreamEvent]:
-        """What comes while the batch is held back; the first delta of an answer is not."""
-        deltas = sum(isinstance(event, Delta) for event in batch)
-        is_first, self._said = not self._said, self._said or deltas > 0
-        if not deltas or is_first:
-            return []
-        await hold(deltas)
-        more = response.more()
-        return self._read(more) if more else []
 
     async def _open(self) -> Response:
         response = await self._upstream.ask(self._request, self._call, self._span, self._stream)
