@@ -78,7 +78,7 @@ class Client:
         if self._row.session:
             self._cookies = tuple(
                 ("cookie", str(value).partition(";")[0])
-                for name, value in await call.initial_metadata()
+                for name, value in await call.trailing_metadata()
                 if name == "set-cookie"
             )
         return next(float(timing.own_ms) for timing in answer.timings if timing.hop == "proxy")
