@@ -467,8 +467,8 @@ async def test_sockets_of_both_clients_ask_whether_the_host_is_there(client: Htt
             connection = other._response.connection  # type: ignore[attr-defined]
             for sock in (light._connection._sock, connection.transport.get_extra_info("socket")):
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-                options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-                assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [5, 2, 3]
+                options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+                assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [5, 2, 3, 11_000]
             held.set()
             light.close()
             other.close()

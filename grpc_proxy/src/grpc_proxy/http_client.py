@@ -17,7 +17,12 @@ from yarl import URL
 
 KEPT_SECONDS = 4.0  # that an idle connection is kept: less than servers do, of which uvicorn's 5 s are the shortest
 FAREWELL_SECONDS = 1.0  # for the end of a body whose answer has ended, so that its connection can be used again
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+_WATCHED = (
+    (socket.TCP_KEEPIDLE, 5),  # seconds of silence before the first probe,
+    (socket.TCP_KEEPINTVL, 2),  # and between them
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 11_000),  # milliseconds in which what was sent must be acknowledged
+)
 
 
 class UnreachableError(Exception):
@@ -71,7 +76,7 @@ class Client(Protocol):
 def watch_host(sock: socket.socket) -> None:
     """Notice within 11 s that the other host is gone (no RST comes then): a silent model answers TCP's probes."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
+    for option, value in _WATCHED:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
