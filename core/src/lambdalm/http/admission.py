@@ -1,12 +1,20 @@
-"""Admission: how many calls an HTTP hop works on, and how all of them are stopped. For one event loop."""
+"""Admission: how many calls an HTTP hop works on, how each of them ends, and how all of them are stopped.
+
+For one event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from types import TracebackType
+from typing import cast
 
 from lambdalm.call import Call
 from lambdalm.errors import Code, FullError, LlmError
+from lambdalm.http.cycle import Cycle
 from lambdalm.http.limits import Limits
+from lambdalm.tracing import Span
 
 _COME_BACK = 1.0  # seconds
 
@@ -57,3 +65,50 @@ class Lifecycle:
         self.worker = worker
         self.draining = threading.Event()
         self.in_flight = InFlight(limits.max_in_flight)
+
+
+class Admitted:
+    """A call that is counted as in flight, and whose task is cancelled with it: `with hop.call() as call`.
+
+    Raises LlmError where the call is not admitted; and in place of the task's CancelledError what stopped the call.
+    """
+
+    def __init__(self, call: Call, cycle: Cycle, in_flight: InFlight, span: Span) -> None:
+        self._call = call
+        self._cycle = cycle
+        self._in_flight = in_flight
+        self._span = span
+
+    def __enter__(self) -> Call:
+        call, cycle = self._call, self._cycle
+        call.check()
+        self._in_flight.enter(call)
+        loop = asyncio.get_running_loop()
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._watch = call.on_cancel(self._task.cancel)
+        self._watch.__enter__()
+        self._timer = loop.call_later(call.remaining(), call.expire)
+        call.span = self._span.__enter__()
+        cycle.on_leave = self._left
+        if cycle.disconnected:
+            self._left()
+        return call
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        call = self._call
+        self._cycle.on_leave = None
+        self._timer.cancel()
+        self._in_flight.leave(call)
+        self._watch.__exit__(None, None, None)
+        if call.cancelled:
+            self._task.uncancel()
+            if isinstance(error, asyncio.CancelledError):
+                error = call.stopped
+        self._span.__exit__(kind, error, traceback)
+        if isinstance(error, LlmError) and kind is asyncio.CancelledError:
+            raise error
+
+    def _left(self) -> None:
+        self._call.cancel("the client hung up")

@@ -22,8 +22,8 @@ import functools
 import sys
 from collections.abc import AsyncGenerator, Callable
 from io import BytesIO
-from types import CoroutineType, TracebackType
-from typing import Any, cast
+from types import CoroutineType
+from typing import Any
 
 import flask
 from werkzeug.exceptions import HTTPException
@@ -33,7 +33,7 @@ from lambdalm import logs, tracing
 from lambdalm.call import Call
 from lambdalm.errors import Code, LlmError, bug, code_of_http_status, http_status
 from lambdalm.http import contract
-from lambdalm.http.admission import Lifecycle
+from lambdalm.http.admission import Admitted, Lifecycle
 from lambdalm.http.cycle import Cycle, RequestError
 from lambdalm.http.limits import Limits
 from lambdalm.http.metrics import HttpMetrics
@@ -79,7 +79,7 @@ class HttpHop:
         budget = calls.budget(headers.get(calls.REQUEST_TIMEOUT), limits.default_timeout, limits.max_timeout)
         call = Call(flask.g.request_id, budget, flask.g.clock)
         call.deadline -= call.clock.total_ms() / 1000  # its time has run since its headers were whole
-        return Admitted(call, _cycle(), self.lifecycle, _span(call.id))
+        return Admitted(call, _cycle(), self.lifecycle.in_flight, _span(call.id))
 
     async def body(self) -> bytes:
         """The request's body, which must say that it is JSON; raises an HTTPException, or LlmError."""
@@ -167,53 +167,6 @@ class HttpHop:
     def _error(self, error: LlmError, status: int) -> flask.Response:
         reply = contract.failure(error, flask.g.request_id, flask.g.clock, status)
         return flask.Response(reply.body, reply.status, reply.headers)
-
-
-class Admitted:
-    """A call that is counted as in flight, and whose task is cancelled with it: `with hop.call() as call`.
-
-    Raises LlmError where the call is not admitted; and in place of the task's CancelledError what stopped the call.
-    """
-
-    def __init__(self, call: Call, cycle: Cycle, lifecycle: Lifecycle, span: Span) -> None:
-        self._call = call
-        self._cycle = cycle
-        self._in_flight = lifecycle.in_flight
-        self._span = span
-
-    def __enter__(self) -> Call:
-        call, cycle = self._call, self._cycle
-        call.check()
-        self._in_flight.enter(call)
-        loop = asyncio.get_running_loop()
-        self._task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._watch = call.on_cancel(self._task.cancel)
-        self._watch.__enter__()
-        self._timer = loop.call_later(call.remaining(), call.expire)
-        call.span = self._span.__enter__()
-        cycle.on_leave = self._left
-        if cycle.disconnected:
-            self._left()
-        return call
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        call = self._call
-        self._cycle.on_leave = None
-        self._timer.cancel()
-        self._in_flight.leave(call)
-        self._watch.__exit__(None, None, None)
-        if call.cancelled:
-            self._task.uncancel()
-            if isinstance(error, asyncio.CancelledError):
-                error = call.stopped
-        self._span.__exit__(kind, error, traceback)
-        if isinstance(error, LlmError) and kind is asyncio.CancelledError:
-            raise error
-
-    def _left(self) -> None:
-        self._call.cancel("the client hung up")
 
 
 def _cycle() -> Cycle:
