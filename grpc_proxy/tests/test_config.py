@@ -89,7 +89,7 @@ class TestConfig(ConfigContract):
         ("    connect_seconds:", "    colour: red\n    connect_seconds:", "upstreams.main"),
         ("connect_seconds: 5", "connect_seconds: soon", "upstreams.main.connect_seconds"),
         ("heartbeat_seconds: 15", "heartbeat_seconds: 0", "stream.heartbeat_seconds"),
-        ("${GRPC_FRAMES_PER_SECOND:-8000}", "0", "stream.frames_per_second"),
+        ("${GRPC_FRAMES_PER_SECOND:-12000}", "0", "stream.frames_per_second"),
         ("/query}", "}", "upstreams.main: url: http://127.0.0.1:8500 must end in /query"),
         ("http://127.0.0.1:${BACKEND_PORT:-8500}/query", "http://user:pass@x/query", "upstreams.main.url"),
         ("${BACKEND_DIALECT:-query}", "ollama", "upstreams.main.dialect"),

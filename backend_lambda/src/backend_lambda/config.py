@@ -46,7 +46,7 @@ else:
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How answers are streamed."""
 
-    frames_per_second: Annotated[float, Meta(gt=0)] = 2500
+    frames_per_second: Annotated[float, Meta(gt=0)] = 8000
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -102,7 +102,7 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     heartbeat_seconds: Seconds = 15
     write_seconds: Seconds = 60
-    frames_per_second: Count = 8000
+    frames_per_second: Count = 12000
 
 
 class KeepaliveConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
