@@ -20,7 +20,7 @@ from collections.abc import Iterator
 LONGEST_PAUSE = 0.21
 """Seconds. A reader would see more as stutter; beyond it, more streams mean more frames again."""
 
-_FEW = 4  # streams whose frames leave at once: together they have less than one frame due in a tick
+_FEW = 8  # streams whose frames leave at once: measured, a tick saves nothing for 5, 11 % for 10, 22 % for 20
 _JUST_AFTER = 0.2  # of a tick
 _WINDOW = 1.0  # seconds over which the rate of deltas is measured; a burst of streams in step is not more than that
 
