@@ -126,6 +126,19 @@ async def test_unstored_words_give_way_to_a_repetition_that_was_answered(session
     assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
 
 
+@pytest.mark.parametrize("stored", [True, False])
+async def test_an_end_that_is_stored_again_changes_nothing(sessions: Sessions, stored: bool) -> None:
+    found = await opened(sessions, "r1", "Who?")
+    if stored:
+        work = await sessions.begin(found, "r1", "Who?", None, BUDGET)
+    else:
+        work = sessions.begin_unstored(found, "r1", "Who?", None)
+    await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
+    await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
+    await sessions.end(work, Ending(State.FAILED, "A"))
+    assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
+
+
 async def test_only_a_new_session_in_a_healthy_store_may_be_stored_once(store: Store, clock: Clock) -> None:
     trouble: list[str] = []
     sessions = Sessions(store, SessionsConfig(), clock, lambda: next(iter(trouble), None))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -204,12 +204,11 @@ class Answering:
         call, system = exchange.call, exchange.request.system
         if whole and self._sessions.may_store_once(opened):
             return self._sessions.begin_unstored(opened, call.id, exchange.prompt, system)
-        work = self._sessions.begin(opened, call.id, exchange.prompt, system, call.remaining())
-        beginning = asyncio.create_task(work)
+        work = partial(self._sessions.begin, opened, call.id, exchange.prompt, system, call.remaining())
         try:
-            begun = await asyncio.shield(beginning)
+            begun = await work()
         except asyncio.CancelledError:
-            self._later(self._never_asked(beginning, exchange))
+            self._later(self._never_asked(work, exchange))
             raise
         except LlmError as error:
             if not self._sessions.goes_on_without(error):
@@ -253,11 +252,11 @@ class Answering:
         if exchange.overlong:
             prepared.state = State.FAILED
             raise _not_kept(LlmError(Code.FAILED_PRECONDITION, "it is longer than a session can hold"))
-        storing = asyncio.create_task(self._sessions.end(begun, exchange.ending(State.COMPLETE)))
+        ending = exchange.ending(State.COMPLETE)
         try:
-            await asyncio.shield(storing)
+            await self._sessions.end(begun, ending)
         except asyncio.CancelledError:
-            self._later(_seen(storing))
+            self._later(self._sessions.end(begun, ending))
             raise
         except LlmError as error:
             if begun.version is None and self._sessions.goes_on_without(error):
@@ -322,8 +321,8 @@ class Answering:
         if begun.version is None:
             self._metrics.session_used(begun.key.name, is_new=True)
 
-    async def _never_asked(self, beginning: asyncio.Task[Begun], exchange: Exchange) -> None:
-        await self._keep(await beginning, exchange, State.CANCELLED)
+    async def _never_asked(self, work: Callable[[], Awaitable[Begun]], exchange: Exchange) -> None:
+        await self._keep(await work(), exchange, State.CANCELLED)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         self._afterwards.start(_logged(work))
@@ -386,10 +385,6 @@ def _once_more(exchange: Exchange, turn: Turn) -> Answer:
 def _not_kept(error: LlmError) -> LlmError:
     why = f"the answer was made and could not be kept in its session: {error.message}"
     return LlmError(error.code, why, retry_after=error.retry_after, origin=error.origin)
-
-
-async def _seen(task: asyncio.Task[None]) -> None:
-    await task
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

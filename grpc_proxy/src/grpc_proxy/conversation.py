@@ -134,6 +134,11 @@ def end(session: Session, attempt: str, ending: Ending, now: float) -> Session |
     return msgspec.structs.replace(session, turns=turns, upstream=upstream, used=now)
 
 
+def has_ended(session: Session, attempt: str) -> bool:
+    """Whether the attempt's turn has its end."""
+    return any(turn.attempt == attempt and turn.state is not State.PENDING for turn in session.turns)
+
+
 def shortened(session: Session, max_bytes: int, attempt: str) -> Session:
     """The session without its oldest turns: of `max_bytes` and some hundreds of turns; the attempt's always stays."""
     left = max_bytes - _AROUND - len((session.system or "").encode())

@@ -58,10 +58,6 @@ class Metrics:
         self._queue = Histogram(
             "llm_service_queue_seconds", "Waiting for an upstream with room", buckets=_SECONDS, registry=registry
         )
-        # `labels` makes texts and takes a lock, at each call.
-        self._requests_of = cache(self._requests.labels)
-        self._duration_of = cache(self._duration.labels)
-        self._tokens_of = cache(self._tokens.labels)
         self._retries = Counter(
             "llm_service_retries",
             "Attempts that moved on, from where",
@@ -80,6 +76,11 @@ class Metrics:
         )
         self._active_sessions = gauge("llm_service_sessions_active", "Sessions in use", [], registry, "livesum")
         self._store_up = gauge("llm_service_store_up", "1 while the store answers", [], registry, "livemin")
+        # `labels` makes texts and takes a lock, at each call.
+        self._requests_of = cache(self._requests.labels)
+        self._duration_of = cache(self._duration.labels)
+        self._tokens_of = cache(self._tokens.labels)
+        self._turns_of = cache(self._turns.labels)
 
     def began(self) -> None:
         """A call has come."""
@@ -139,7 +140,7 @@ class Metrics:
             self._sessions_used.popitem(last=False)
 
     def turn_ended(self, state: str) -> None:
-        self._turns.labels(state).inc()
+        self._turns_of(state).inc()
         self.turns_completed += state == "complete"
 
     def refused(self, reason: str) -> None:

@@ -71,6 +71,10 @@ class Begun(NamedTuple):
     version: str | None
 
 
+class _Ended(Exception):  # noqa: N818  # no failure
+    """The turn has its end already."""
+
+
 class Listing(NamedTuple):
     """One session of a list."""
 
@@ -120,7 +124,10 @@ class Sessions:
         return Begun(opened.key, conversation.begin(opened.session, turn, system), turn.attempt, None)
 
     async def begin(self, opened: Opened, request_id: str, prompt: str, system: str | None, budget: float) -> Begun:
-        """Store the user's words; `budget` is how many seconds the answer may take. Raises LlmError."""
+        """Store the user's words; `budget` is how many seconds the answer may take. Raises LlmError.
+
+        When it is cancelled, the words may be stored or not; called again, it takes their turn over.
+        """
         attempt = secrets.token_hex(8)
         turn = Turn(request_id, attempt, prompt, self._clock())
 
@@ -139,10 +146,12 @@ class Sessions:
         """Store how the turn has ended; raises LlmError where it cannot be stored, or is not this attempt's to end.
 
         A turn that `begin_unstored` began takes over what a repetition of its request has stored meanwhile, unless that
-        has been answered (ABORTED).
+        has been answered (ABORTED). When it is cancelled, the end may be stored or not; it may be called again.
         """
 
         def change(found: Session | None) -> Session:
+            if found is not None and conversation.has_ended(found, begun.attempt):
+                raise _Ended
             if begun.version is None:
                 found = _with_turn(found, begun)
             if found is None:
@@ -152,7 +161,8 @@ class Sessions:
                 raise LlmError(Code.ABORTED, "the request was repeated meanwhile, and the repetition has its turn")
             return ended
 
-        await self._change(begun.key, begun.session, begun.version, change, begun.attempt, self._config.seconds)
+        with contextlib.suppress(_Ended):
+            await self._change(begun.key, begun.session, begun.version, change, begun.attempt, self._config.seconds)
 
     async def list(self, caller: Caller, limit: int) -> list[Listing]:
         """The caller's sessions, the one used last first."""
