@@ -553,6 +553,24 @@ async def test_answer_above_an_owners_limit_stops_with_its_caller(chat: Chat) ->
     assert (turn.state, turn.text) == (pb.TURN_STATE_CANCELLED, "Par")
 
 
+async def test_a_plain_answer_may_be_finished_and_kept_though_its_caller_left(tmp_path: Path) -> None:
+    go = asyncio.Event()
+    async with keyed(tmp_path) as chat:
+        assert (await chat.ask("Who?", on_disconnect=pb.ON_DISCONNECT_DRAIN)).text == TEXT
+        chat.backend.play, asked = waits_for(go)
+        request = pb.LLMRequest(prompt="Long?", on_disconnect=pb.ON_DISCONNECT_DRAIN)
+        call = chat.call("Generate", request, request_id="r-1")
+        waiting = asyncio.ensure_future(call)
+        await asyncio.wait_for(asked.get(), WAIT)
+        waiting.cancel()
+        while chat.proxy.door._running:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0)
+        go.set()
+        await chat.proxy.service.finish(WAIT)
+        assert (await chat.ask("Long?", request_id="r-1")).text == TEXT
+        assert len(chat.backend.requests) == 2
+
+
 async def test_what_is_not_to_be_drained_stops(chat: Chat) -> None:
     chat.backend.play, left = held(OK_SSE + BEGUN)
     call = chat.call("GenerateStream", pb.LLMRequest(prompt="Long?", on_disconnect=pb.ON_DISCONNECT_CANCEL))
