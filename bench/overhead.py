@@ -1,8 +1,8 @@
-"""What the chain costs: CPU of each hop for a plain answer and for each streamed token.
+"""What the chain costs: CPU of each hop for a plain answer, for a streamed frame and for a token.
 
 Plain answers are the scripted `echo`, asked over kept connections: each in a new session, as shipped, and without
-sessions. Streamed tokens are the scripted `slow`, 20 tokens a second, where each is a frame of its own until there are
-many streams, and `flood`, where many are due at once and travel joined.
+sessions. Frames are those of the scripted `slow`, 20 tokens a second, as they arrive at the client: each has one token
+until there are many streams. Tokens are those of `flood`, where many are due at once and travel joined.
 
 With `--before COMMIT` a chain of that commit runs, too, and the two take turns: one is idle while the other is asked.
 """
@@ -34,7 +34,10 @@ _FLOODS = 20  # a round
 _WARM_UP = 300  # requests
 _PLAIN_GOAL = 0.5
 _FRAME_GOAL = 0.45
-_NOTES = {"token": ("p50 and p99: of `slow` the gaps between frames of a stream, of `flood` the whole answer",)}
+_NOTES = {
+    "frame": ("p50 and p99 are the gaps between the frames of a stream; a stream has 20 tokens a second",),
+    "token": ("p50 and p99 are those of the whole answer",),
+}
 
 _ECHO = {
     sessions: Ask(wire.query(prompt=_PROMPT, model="echo", **fields), _PROMPT.encode())
@@ -59,7 +62,7 @@ async def _streamed(side: Side, streams: int, seconds: float) -> Sample:
     for outcome in run.outcomes:
         if outcome.text != run.expected:
             raise ConnectionError(f"{side.name}: a stream of {len(outcome.text)} characters: {outcome.failure}")
-    return Sample(run.tokens, run.window.cpu, run.window.seconds, run.gaps)
+    return Sample(len(run.frames), run.window.cpu, run.window.seconds, run.gaps)
 
 
 def _cases(requests: int, seconds: float) -> Iterator[Case]:
@@ -68,7 +71,7 @@ def _cases(requests: int, seconds: float) -> Iterator[Case]:
             take = partial(_asked, what=what, count=requests, at_once=at_once)
             yield Case(f"{at_once} at once, sessions {sessions}", "request", _PLAIN_GOAL, take)
     for streams in _STREAMS:
-        yield Case(f"{streams} × `slow`", "token", _FRAME_GOAL, partial(_streamed, streams=streams, seconds=seconds))
+        yield Case(f"{streams} × `slow`", "frame", _FRAME_GOAL, partial(_streamed, streams=streams, seconds=seconds))
     yield Case("1 × `flood`", "token", _FRAME_GOAL, partial(_asked, what=_FLOOD, count=_FLOODS, at_once=1))
 
 
@@ -94,7 +97,7 @@ def _sides(before: str | None) -> Iterator[list[Side]]:
 
 
 def _tables(found: Sequence[Found]) -> Iterator[Table]:
-    for unit in ("request", "token"):
+    for unit in ("request", "frame", "token"):
         these = [one for one in found if one.case.unit == unit]
         yield costs.cost_table(f"(10) CPU µs per {unit}", these, *_NOTES.get(unit, ()))
         if len(these[0].sides) > 1:

@@ -95,10 +95,15 @@ class Load(NamedTuple):
     peak_rss: dict[str, float]
 
     @property
-    def tokens(self) -> int:
+    def frames(self) -> list[Frame]:
         """Those that arrived within the window."""
         start, end = self.window.start, self.window.start + self.window.seconds
-        return sum(frame.tokens for outcome in self.outcomes for frame in outcome.frames if start <= frame.at < end)
+        return [frame for outcome in self.outcomes for frame in outcome.frames if start <= frame.at < end]
+
+    @property
+    def tokens(self) -> int:
+        """Those that arrived within the window."""
+        return sum(frame.tokens for frame in self.frames)
 
     @property
     def gaps(self) -> list[float]:
