@@ -24,7 +24,7 @@ from tests.fuzz_target import Found, Target, held, main, remaining_faults, settl
 _AT_ONCE = 100  # connections
 _WARM = 2000  # requests before the memory is read for the first time
 _CLOSES = 15.0  # seconds within which the hop closes after a client's end
-_PATIENCE = 0.05  # seconds until a client resets a connection on which nothing comes
+_PATIENCE = 0.15  # seconds until a client resets a connection on which nothing comes
 _RESET = struct.pack("ii", 1, 0)
 
 _CONTRACT = {  # every 5xx that is no fault: its code in the body
