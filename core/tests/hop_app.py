@@ -1,7 +1,7 @@
 """A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS [WORKERS]`, LIMITS as JSON.
 
 It answers `/query` with the scripted model, and tells the tests what else they need to know. When it is ready it
-prints its process's id.
+prints its process's id. After `GET /never-close` it does not close when it is stopped.
 """
 
 from __future__ import annotations
@@ -121,8 +121,17 @@ def opener(
     async def opened(lifecycle: Lifecycle) -> AsyncIterator[HttpHop]:
         hop = make_hop(lifecycle, limits)
         change(hop)
+        may_close = asyncio.Event()
+        may_close.set()
+
+        @hop.app.get("/never-close")
+        def never_close() -> str:
+            may_close.clear()
+            return ""
+
         print(os.getpid(), flush=True)
         yield hop
+        await may_close.wait()
 
     return opened
 

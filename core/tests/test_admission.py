@@ -38,7 +38,7 @@ def test_stopping_cancels_every_call_and_admits_no_more() -> None:
     for call in (first, second, third):
         flight.enter(call)
     flight.leave(third)
-    flight.stop_all("the server is shutting down")
+    flight.stop_all()
     for call in (first, second):
         with pytest.raises(LlmError, match="shutting down") as caught:
             call.check()

@@ -72,6 +72,26 @@ def test_a_hop_that_lets_its_calls_finish_refuses_new_connections(log: Path) -> 
             assert time.monotonic() < end
 
 
+def test_request_whose_body_is_awaited_is_refused_at_the_end(log: Path) -> None:
+    head = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": "9", "Expect": "100-continue"}
+    with running(log, grace=100) as hop, hop.connect() as connection:
+        connection.send(request_bytes("POST", "/query", head))
+        assert connection.sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        hop.process.send_signal(signal.SIGINT)
+        answer = connection.answer()
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert b"the server is shutting down" in answer.read()
+        assert hop.process.wait(WAIT) == 0
+
+
+def test_hop_that_cannot_close_ends_with_1(log: Path) -> None:
+    with running(log) as hop:
+        hop.get("/never-close", Connection="close")
+        hop.process.send_signal(signal.SIGTERM)
+        assert hop.process.wait(WAIT) == 1
+    assert "close_timed_out" in log.read_text()
+
+
 def is_answered(hop: Hop) -> bool:
     """Whether a new connection is taken, and its request answered within two seconds."""
     try:

@@ -19,6 +19,11 @@ from lambdalm.tracing import Span
 _COME_BACK = 1.0  # seconds
 
 
+def shutting_down() -> LlmError:
+    """The error for what a server that stops does not do any more."""
+    return LlmError(Code.UNAVAILABLE, "the server is shutting down", retry_after=_COME_BACK)
+
+
 class InFlight:
     """At most `limit` calls at a time. After `stop_all` no call is admitted."""
 
@@ -33,7 +38,7 @@ class InFlight:
     def refusal(self) -> LlmError | None:
         """The error for a call that would be one too many, or comes after `stop_all`; None while there is room."""
         if self._stopped:
-            return LlmError(Code.UNAVAILABLE, "the server is shutting down", retry_after=_COME_BACK)
+            return shutting_down()
         if len(self._calls) < self._limit:
             return None
         why = f"{self._limit} requests are in flight, which is the limit: come back later"
@@ -48,11 +53,12 @@ class InFlight:
     def leave(self, call: Call) -> None:
         self._calls.discard(call)
 
-    def stop_all(self, reason: str) -> None:
+    def stop_all(self) -> None:
         """Cancel every call with UNAVAILABLE and admit no more."""
         self._stopped = True
+        why = shutting_down()
         for call in list(self._calls):
-            call.cancel(reason, Code.UNAVAILABLE)
+            call.cancel(why.message, why.code)
 
 
 class Lifecycle:

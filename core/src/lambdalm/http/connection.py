@@ -70,7 +70,7 @@ class Shared:
         """End the body that has been under way the longest."""
         for connection in self.waiting:
             if connection.holds:
-                connection.lose_body()
+                connection.refuse_body(FullError("too many bodies are being received: come back later", 1))
                 break
 
 
@@ -338,6 +338,11 @@ class Connection(HttpToolsProtocol):
         else:
             self._current.keep_alive = False
 
+    def refuse_body(self, refusal: LlmError) -> None:
+        """If a body is under way, give it up, and let that be the answer to its request."""
+        if self._current is not None and self._current.more_body:
+            self._give_up_on_body(refusal)
+
     # When it cannot go on
 
     def _stop_listening(self) -> None:
@@ -435,10 +440,6 @@ class Connection(HttpToolsProtocol):
     def holds(self) -> bool:
         """Whether bytes are held for this client."""
         return self._held > 0
-
-    def lose_body(self) -> None:
-        """Give up the body under way: others need the room."""
-        self._give_up_on_body(FullError("too many bodies are being received: come back later", 1))
 
     def _hold(self, size: int) -> None:
         """So many bytes more, or fewer, are held for this client."""

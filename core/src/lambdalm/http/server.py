@@ -1,8 +1,9 @@
 """Serving an app: uvicorn on one uvloop, with our connections, our drain and our watch over the loop.
 
 Stopping has three steps: not ready (`Lifecycle.draining`) while the listener is still open; after the pause no new
-connections, and idle ones are closed; after the grace period the calls still in flight are cancelled, so that each
-gets a truthful end. SIGINT does the same without waiting.
+connections, and idle ones are closed; after the grace period the calls still in flight are cancelled and bodies under
+way refused, so that each request gets a truthful end. SIGINT does the same without waiting. What then cannot be closed,
+because one of its threads cannot be woken, does not hold the process: it ends with status 1.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from email.utils import formatdate
 from functools import partial
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from lambdalm import logs, prometheus
 from lambdalm.descriptors import raise_limit
-from lambdalm.http.admission import Lifecycle
+from lambdalm.http.admission import Lifecycle, shutting_down
 from lambdalm.http.app import HttpHop
 from lambdalm.http.connection import Connection, Shared
 from lambdalm.http.hosts import allow_list
@@ -39,6 +42,7 @@ _TICK_SECONDS = 0.05
 _IDLE_TICK_SECONDS = 0.25
 _FEW_CONNECTIONS = 8
 _LAST_WORDS_SECONDS = 2.0  # for the ends of cancelled calls to be written
+_CLOSING_SECONDS = 5.0  # for the hop to close what it has opened
 
 OpenHop = Callable[[Lifecycle], AbstractAsyncContextManager[HttpHop]]
 """Makes the hop's app on the loop, and closes what it has opened."""
@@ -89,18 +93,31 @@ async def _serve(
     await asyncio.wait({opening, asyncio.ensure_future(stop.asked.wait())}, return_when=asyncio.FIRST_COMPLETED)
     if not opening.done():  # stopped while a model is being loaded or downloaded: there is nothing to wait for
         opening.cancel()
+        await _closed(opening)
         raise SystemExit(0)
     stack, hop = opening.result()
-    async with stack:
+    try:
         shared = Shared(hop, allow_list(listen.host, limits.allowed_hosts), most)
         worker.beat()
         await _Server(hop, shared, stop).serve(sockets=[sock])
+    finally:
+        closing = asyncio.ensure_future(stack.aclose())
+        await _closed(closing)
+        closing.result()
 
 
 async def _opened(open_hop: OpenHop, lifecycle: Lifecycle) -> tuple[contextlib.AsyncExitStack, HttpHop]:
     async with contextlib.AsyncExitStack() as stack:
         hop = await stack.enter_async_context(open_hop(lifecycle))
         return stack.pop_all(), hop
+
+
+async def _closed(closing: asyncio.Future[Any]) -> None:
+    """Wait until the hop has closed what it had opened; end the process where that takes too long."""
+    await asyncio.wait({closing}, timeout=_CLOSING_SECONDS)
+    if not closing.done():
+        _log.error("close_timed_out", seconds=_CLOSING_SECONDS, why="a thread of this process cannot be woken")
+        os._exit(1)
 
 
 class _Stop:
@@ -188,7 +205,9 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._all_closed(limits.grace, self._stop.hurry)
-        lifecycle.in_flight.stop_all("the server is shutting down")
+        lifecycle.in_flight.stop_all()
+        for connection in list(self.server_state.connections):
+            connection.refuse_body(shutting_down())  # type: ignore[union-attr]
         await self._all_closed(_LAST_WORDS_SECONDS)
 
     async def _all_closed(self, seconds: float, or_else: asyncio.Event | None = None) -> None:
