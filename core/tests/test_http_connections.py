@@ -18,7 +18,7 @@ from psutil import Process
 from lambdalm.events import Finished, Started, TextDelta, Tokens, Usage
 from lambdalm.stream import EventReader
 
-from .hop import Connection, Hop, Stream, query_bytes, request_bytes, running
+from .hop import WAIT, Connection, Hop, Stream, query_bytes, request_bytes, running
 
 MIB = 2**20
 ASK = {"prompt": "hello"}
@@ -231,6 +231,20 @@ def test_a_reader_that_pauses_gets_its_whole_stream(hop: Hop) -> None:
     assert end.usage == Tokens(1, 2_000_000)
 
 
+def test_call_stopped_before_its_head_is_taken_has_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    long = query_bytes({"prompt": "x", "model": "flood", "max_tokens": 2_000_000})
+    late = {"prompt": "x", "model": "stall", "stream": True}
+    with running(log, write_seconds=WAIT) as own, own.connect(receive_buffer=4096) as connection:
+        connection.send(long + query_bytes(late, X_Request_Id="late", X_Request_Timeout="1"))
+        assert own.get("/ends?id=late").text == "closed"
+        connection.send(request_bytes("GET", "/things", LAST))
+        received = connection.rest()
+    assert received.count(b"HTTP/1.1 200 ") == 3
+    assert received.count(b'"code":"DEADLINE_EXCEEDED"') == 1
+    assert "Traceback" not in log.read_text()
+
+
 # Clients that leave
 
 
@@ -248,6 +262,18 @@ def test_a_stuck_reader_that_half_closes_stops_the_engine(hop: Hop) -> None:
         until_it_waits(hop)
         connection.sock.shutdown(socket.SHUT_WR)
         assert hop.get("/ends?id=stuck").text in ("CANCELLED", "closed")
+
+
+def test_stuck_reader_that_leaves_is_logged_and_counted_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(log) as own:
+        with own.connect(receive_buffer=4096) as connection:
+            connection.send(query_bytes({"prompt": "x", "model": "flood", "stream": True}, X_Request_Id="stuck"))
+            until_it_waits(own)
+        own.get("/ends?id=stuck")
+        assert 'lambdalm_http_requests_total{route="/query",status="200"} 1.0' in own.get("/metrics").text
+    (line,) = [line for line in map(json.loads, log.read_text().splitlines()) if line.get("request_id") == "stuck"]
+    assert (line["event"], line["code"]) == ("stream failed", "CANCELLED")
 
 
 def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:

@@ -228,16 +228,18 @@ async def _write(response: flask.Response, cycle: Cycle) -> None:
 
 async def _write_stream(response: Streamed, cycle: Cycle) -> None:
     async with contextlib.aclosing(response.rest) as rest:
-        await _write_head(response, cycle)
         try:
+            await _write_head(response, cycle)
             await cycle.send({"type": "http.response.body", "body": response.first, "more_body": True})
             async for piece in rest:
                 await cycle.send({"type": "http.response.body", "body": piece, "more_body": True})
         except asyncio.CancelledError as error:
-            if cycle.transport.is_closing():
-                raise
             # The call was stopped while its reader took nothing: its end is the last piece all the same.
-            cycle.write_last(await rest.athrow(error))
+            last = await rest.athrow(error)
+            if not cycle.response_started:
+                await _write_head(response, cycle)
+            if not cycle.disconnected:
+                cycle.write_last(last)
         await cycle.send({"type": "http.response.body", "body": b""})
 
 

@@ -61,8 +61,11 @@ async def _frames(
     begun = False
     try:
         with hop.call() as call, coalescer.stream() if coalescer is not None else contextlib.nullcontext():
-            async with contextlib.aclosing(open_stream(request, call)) as source:
-                async for batch in _checked(source, clock):
+            async with (
+                contextlib.aclosing(open_stream(request, call)) as source,
+                contextlib.aclosing(_checked(source, clock)) as checked,
+            ):
+                async for batch in checked:
                     if coalescer is not None and begun:
                         await _hold_back(batch, coalescer)
                     begun = True
