@@ -126,6 +126,16 @@ async def test_unstored_words_give_way_to_a_repetition_that_was_answered(session
     assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
 
 
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
+async def test_unstored_words_without_an_answer_leave_the_repetition_alone(sessions: Sessions, state: State) -> None:
+    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    repetition = await begun(sessions, "r1", "Who?")
+    await sessions.end(work, Ending(state))
+    await sessions.end(repetition, Ending(State.COMPLETE, "Ada.", "tiny"))
+    await sessions.end(work, Ending(state))
+    assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
+
+
 @pytest.mark.parametrize("stored", [True, False])
 async def test_an_end_that_is_stored_again_changes_nothing(sessions: Sessions, stored: bool) -> None:
     found = await opened(sessions, "r1", "Who?")

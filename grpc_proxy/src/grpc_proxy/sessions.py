@@ -72,7 +72,7 @@ class Begun(NamedTuple):
 
 
 class _Ended(Exception):  # noqa: N818  # no failure
-    """The turn has its end already."""
+    """The turn has its end already, or is a repetition's to end."""
 
 
 class Listing(NamedTuple):
@@ -145,15 +145,16 @@ class Sessions:
     async def end(self, begun: Begun, ending: Ending) -> None:
         """Store how the turn has ended; raises LlmError where it cannot be stored, or is not this attempt's to end.
 
-        A turn that `begin_unstored` began takes over what a repetition of its request has stored meanwhile, unless that
-        has been answered (ABORTED). When it is cancelled, the end may be stored or not; it may be called again.
+        An answer whose turn `begin_unstored` began takes over what a repetition of its request has stored meanwhile,
+        unless that has been answered (ABORTED); an end without an answer leaves it alone. When `end` is cancelled, the
+        end may be stored or not; it may be called again.
         """
 
         def change(found: Session | None) -> Session:
             if found is not None and conversation.has_ended(found, begun.attempt):
                 raise _Ended
             if begun.version is None:
-                found = _with_turn(found, begun)
+                found = _with_turn(found, begun, ending.state)
             if found is None:
                 raise _gone()
             ended = conversation.end(found, begun.attempt, ending, self._clock())
@@ -228,11 +229,18 @@ def _decoded(key: Key, record: Record | None) -> Session | None:
         return None
 
 
-def _with_turn(found: Session | None, begun: Begun) -> Session:
-    """What another has stored in the session meanwhile, with the turn in it; raises `LlmError(ABORTED)`."""
+def _with_turn(found: Session | None, begun: Begun, state: State) -> Session:
+    """What another has stored in the session meanwhile, with the turn in it, which ends as `state`.
+
+    Raises `LlmError(ABORTED)` for an answer that a repetition has given already, and `_Ended` where there is no answer
+    and a repetition has the turn: it may be answering.
+    """
     if found is None or found is begun.session:
         return begun.session
-    return conversation.begin(found, begun.session.turns[-1], begun.session.system)
+    turn = begun.session.turns[-1]
+    if state is not State.COMPLETE and conversation.find(found, turn.request_id, turn.prompt) is not None:
+        raise _Ended
+    return conversation.begin(found, turn, begun.session.system)
 
 
 def _readable(found: Iterable[Listed]) -> Iterator[Listing]:
