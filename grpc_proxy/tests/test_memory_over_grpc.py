@@ -59,8 +59,10 @@ class Chat:
         self.jars[who].keep(await call.trailing_metadata())
         return found
 
-    async def stream(self, prompt: str, who: str = ME, **parts: Any) -> list[pb.LLMStreamEvent]:
-        call = self.call("GenerateStream", pb.LLMRequest(prompt=prompt, **parts), who)
+    async def stream(
+        self, prompt: str, who: str = ME, request_id: str | None = None, **parts: Any
+    ) -> list[pb.LLMStreamEvent]:
+        call = self.call("GenerateStream", pb.LLMRequest(prompt=prompt, **parts), who, request_id)
         found = [event async for event in call]
         self.jars[who].keep(await call.initial_metadata())
         return found
@@ -358,6 +360,32 @@ async def test_a_turn_whose_caller_leaves_while_it_is_being_stored_is_kept_as_ca
         relay.answering.set()
         assert [turn.state for turn in await chat.turns(session_id)][1] == pb.TURN_STATE_CANCELLED
         assert len(chat.backend.requests) == 1
+
+
+async def test_a_turn_that_is_cut_while_being_stored_leaves_its_repetition_alone(redis: RedisServer) -> None:
+    async with (
+        relay_to(redis.port) as relay,
+        chatting({}, store={"kind": "redis", "redis": {"url": relay.url}}) as chat,
+    ):
+        session_id = (await chat.ask("Who?")).session_id
+        while not relay.asked.empty():
+            relay.asked.get_nowait()
+        call = chat.call("GenerateStream", pb.LLMRequest(prompt="When?"), request_id="r-1")
+        await asyncio.wait_for(relay.asked.get(), WAIT)  # the session is read,
+        await asyncio.wait_for(relay.asked.get(), WAIT)  # and now written
+        relay.answering.clear()
+        call.cancel()
+        while chat.proxy.door._running:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0)
+        go = asyncio.Event()
+        chat.backend.play, asked = waits_for(go)
+        again = asyncio.create_task(chat.stream("When?", request_id="r-1"))
+        relay.answering.set()
+        await asyncio.wait_for(asked.get(), WAIT)
+        await chat.proxy.service._answering.finish()
+        go.set()
+        assert said(await again) == TEXT
+        assert [turn.text for turn in await chat.turns(session_id)] == [TEXT, TEXT]
 
 
 @contextlib.asynccontextmanager

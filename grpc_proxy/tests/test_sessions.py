@@ -62,7 +62,7 @@ async def opened(
 
 async def begun(sessions: Sessions, request_id: str, prompt: str = "λ?", **parts: Any) -> Begun:
     found = await opened(sessions, request_id, prompt, **parts)
-    return await sessions.begin(found, request_id, prompt, None, BUDGET)
+    return await sessions.store(sessions.begin(found, request_id, prompt, None), BUDGET)
 
 
 async def turn(sessions: Sessions, request_id: str, prompt: str = "λ?", text: str = "λ!", **parts: Any) -> str:
@@ -100,7 +100,7 @@ async def test_the_users_words_are_stored_before_anything_is_answered(sessions: 
 
 
 async def test_words_that_are_begun_unstored_are_stored_with_their_answer(sessions: Sessions) -> None:
-    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", "Be brief.")
+    work = sessions.begin(await opened(sessions, "r1", "Who?"), "r1", "Who?", "Be brief.")
     await fails(sessions.get(ADA, work.key.name), Code.NOT_FOUND)
     await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
     assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
@@ -109,7 +109,7 @@ async def test_words_that_are_begun_unstored_are_stored_with_their_answer(sessio
 
 @pytest.mark.parametrize("other", [State.PENDING, State.FAILED])
 async def test_unstored_words_take_over_from_a_repetition_without_an_answer(sessions: Sessions, other: State) -> None:
-    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    work = sessions.begin(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
     repetition = await begun(sessions, "r1", "Who?")
     if other is not State.PENDING:
         await sessions.end(repetition, Ending(other))
@@ -120,7 +120,7 @@ async def test_unstored_words_take_over_from_a_repetition_without_an_answer(sess
 
 
 async def test_unstored_words_give_way_to_a_repetition_that_was_answered(sessions: Sessions) -> None:
-    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    work = sessions.begin(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
     await turn(sessions, "r1", "Who?", "Ada.")
     await fails(sessions.end(work, Ending(State.COMPLETE, "Eve.", "tiny")), Code.ABORTED)
     assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
@@ -128,7 +128,7 @@ async def test_unstored_words_give_way_to_a_repetition_that_was_answered(session
 
 @pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
 async def test_unstored_words_without_an_answer_leave_the_repetition_alone(sessions: Sessions, state: State) -> None:
-    work = sessions.begin_unstored(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
+    work = sessions.begin(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
     repetition = await begun(sessions, "r1", "Who?")
     await sessions.end(work, Ending(state))
     await sessions.end(repetition, Ending(State.COMPLETE, "Ada.", "tiny"))
@@ -136,13 +136,27 @@ async def test_unstored_words_without_an_answer_leave_the_repetition_alone(sessi
     assert await texts(sessions, work.key.name) == [("Who?", "Ada.")]
 
 
+async def test_words_in_a_known_session_may_be_stored_with_their_end(sessions: Sessions) -> None:
+    kept = await turn(sessions, "r1", "Who?", "Ada.")
+    work = sessions.begin(await opened(sessions, "r2", "When?", session_id=kept), "r2", "When?", None)
+    await turn(sessions, "r3", "Where?", "London.", session_id=kept)
+    await sessions.end(work, Ending(State.CANCELLED, "18"))
+    assert await texts(sessions, kept) == [("Who?", "Ada."), ("Where?", "London."), ("When?", "18")]
+
+
+async def test_an_end_does_not_bring_a_deleted_session_back(sessions: Sessions) -> None:
+    kept = await turn(sessions, "r1", "Who?", "Ada.")
+    work = sessions.begin(await opened(sessions, "r2", "When?", session_id=kept), "r2", "When?", None)
+    await sessions.delete(ADA, kept)
+    await fails(sessions.end(work, Ending(State.CANCELLED)), Code.NOT_FOUND)
+    await fails(sessions.get(ADA, kept), Code.NOT_FOUND)
+
+
 @pytest.mark.parametrize("stored", [True, False])
 async def test_an_end_that_is_stored_again_changes_nothing(sessions: Sessions, stored: bool) -> None:
-    found = await opened(sessions, "r1", "Who?")
+    work = sessions.begin(await opened(sessions, "r1", "Who?"), "r1", "Who?", None)
     if stored:
-        work = await sessions.begin(found, "r1", "Who?", None, BUDGET)
-    else:
-        work = sessions.begin_unstored(found, "r1", "Who?", None)
+        work = await sessions.store(work, BUDGET)
     await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
     await sessions.end(work, Ending(State.COMPLETE, "Ada.", "tiny"))
     await sessions.end(work, Ending(State.FAILED, "A"))
@@ -218,8 +232,8 @@ async def test_an_attempt_that_was_taken_over_may_not_end_the_turn(sessions: Ses
 
 async def test_two_first_attempts_at_once_are_one_turn(sessions: Sessions) -> None:
     first, second = await opened(sessions, "r1"), await opened(sessions, "r1")
-    old = await sessions.begin(first, "r1", "λ?", None, BUDGET)
-    new = await sessions.begin(second, "r1", "λ?", None, BUDGET)
+    old = await sessions.store(sessions.begin(first, "r1", "λ?", None), BUDGET)
+    new = await sessions.store(sessions.begin(second, "r1", "λ?", None), BUDGET)
     await sessions.end(new, Ending(State.COMPLETE, "new"))
     await fails(sessions.end(old, Ending(State.COMPLETE, "old")), Code.ABORTED)
     assert await texts(sessions, new.key.name) == [("λ?", "new")]
@@ -228,7 +242,7 @@ async def test_two_first_attempts_at_once_are_one_turn(sessions: Sessions) -> No
 async def test_a_request_that_was_answered_meanwhile_is_not_begun_again(sessions: Sessions) -> None:
     late = await opened(sessions, "r1")
     await turn(sessions, "r1")
-    error = await fails(sessions.begin(late, "r1", "λ?", None, BUDGET), Code.ABORTED)
+    error = await fails(sessions.store(sessions.begin(late, "r1", "λ?", None), BUDGET), Code.ABORTED)
     assert error.retry_after is not None
 
 
@@ -275,7 +289,7 @@ async def test_what_is_deleted_between_reading_and_writing_stays_deleted(session
     kept = await turn(sessions, "r1")
     late = await opened(sessions, "r2", session_id=kept)
     await sessions.delete(ADA, kept)
-    await fails(sessions.begin(late, "r2", "λ?", None, BUDGET), Code.NOT_FOUND)
+    await fails(sessions.store(sessions.begin(late, "r2", "λ?", None), BUDGET), Code.NOT_FOUND)
     await fails(sessions.get(ADA, kept), Code.NOT_FOUND)
     await fails(sessions.delete(ADA, kept), Code.NOT_FOUND)
 
@@ -326,7 +340,7 @@ async def test_an_attempt_stays_in_its_session_however_large_that_grows(store: S
     first = await begun(sessions, "r0", "0")
     await turn(sessions, "r1", "1", "x" * 900, session_id=first.key.name)
     found = await opened(sessions, "r0", "0")
-    again = await sessions.begin(found, "r0", "0", "a system prompt: " + "x" * 900, BUDGET)
+    again = await sessions.store(sessions.begin(found, "r0", "0", "a system prompt: " + "x" * 900), BUDGET)
     await sessions.end(again, Ending(State.COMPLETE, "λ!"))
     assert ("0", "λ!") in await texts(sessions, first.key.name)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from functools import partial
 from typing import Any
 
@@ -201,14 +201,14 @@ class Answering:
 
     async def _begin(self, exchange: Exchange, opened: Opened, whole: bool) -> Begun | None:
         """Store the user's words: to the end, also when the caller leaves meanwhile."""
-        call, system = exchange.call, exchange.request.system
+        call = exchange.call
+        begun = self._sessions.begin(opened, call.id, exchange.prompt, exchange.request.system)
         if whole and self._sessions.may_store_once(opened):
-            return self._sessions.begin_unstored(opened, call.id, exchange.prompt, system)
-        work = partial(self._sessions.begin, opened, call.id, exchange.prompt, system, call.remaining())
+            return begun
         try:
-            begun = await work()
+            begun = await self._sessions.store(begun, call.remaining())
         except asyncio.CancelledError:
-            self._later(self._never_asked(work, exchange))
+            self._later(self._keep(begun, exchange, State.CANCELLED))
             raise
         except LlmError as error:
             if not self._sessions.goes_on_without(error):
@@ -259,11 +259,11 @@ class Answering:
             self._later(self._sessions.end(begun, ending))
             raise
         except LlmError as error:
-            if begun.version is None and self._sessions.goes_on_without(error):
+            if not begun.stored and self._sessions.goes_on_without(error):
                 return
             prepared.state = State.FAILED
             raise _not_kept(error) from None
-        if begun.version is None and prepared.opened is not None:
+        if not begun.stored and prepared.opened is not None:
             self._stored(exchange, prepared.opened)
         self._metrics.turn_ended(State.COMPLETE)
 
@@ -318,11 +318,8 @@ class Answering:
         """Store what there is of an answer that is not whole."""
         self._metrics.turn_ended(state)
         await self._sessions.end(begun, exchange.ending(state))
-        if begun.version is None:
-            self._metrics.session_used(begun.key.name, is_new=True)
-
-    async def _never_asked(self, work: Callable[[], Awaitable[Begun]], exchange: Exchange) -> None:
-        await self._keep(await work(), exchange, State.CANCELLED)
+        if not begun.stored:
+            self._metrics.session_used(begun.key.name, is_new=begun.version is None)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         self._afterwards.start(_logged(work))

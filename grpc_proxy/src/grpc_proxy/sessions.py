@@ -63,12 +63,19 @@ class Opened(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A session with a turn that is to be answered; `version` is the record's, None while there is none."""
+    """A session with the turn of `attempt` in it, which is to be answered. `version` is the record's, None where there
+    is none; `stored` is whether the record has the turn. `system` is the request's own."""
 
     key: Key
     session: Session
     attempt: str
     version: str | None
+    stored: bool
+    system: str | None
+
+    @property
+    def turn(self) -> Turn:
+        return next(turn for turn in self.session.turns if turn.attempt == self.attempt)
 
 
 class _Ended(Exception):  # noqa: N818  # no failure
@@ -118,43 +125,41 @@ class Sessions:
         """Whether the turn may be stored with its answer only: no client knows the session, and the store does well."""
         return opened.record is None and self._trouble() is None
 
-    def begin_unstored(self, opened: Opened, request_id: str, prompt: str, system: str | None) -> Begun:
-        """The user's words in a new session, which `end` stores with their answer."""
+    def begin(self, opened: Opened, request_id: str, prompt: str, system: str | None) -> Begun:
+        """The user's words in their session, for `store` or for `end` to store them."""
         turn = Turn(request_id, secrets.token_hex(8), prompt, self._clock())
-        return Begun(opened.key, conversation.begin(opened.session, turn, system), turn.attempt, None)
+        session = conversation.begin(opened.session, turn, system)
+        version = None if opened.record is None else opened.record.version
+        return Begun(opened.key, session, turn.attempt, version, stored=False, system=system)
 
-    async def begin(self, opened: Opened, request_id: str, prompt: str, system: str | None, budget: float) -> Begun:
+    async def store(self, begun: Begun, budget: float) -> Begun:
         """Store the user's words; `budget` is how many seconds the answer may take. Raises LlmError.
 
-        When it is cancelled, the words may be stored or not; called again, it takes their turn over.
+        They take over the turn of an earlier attempt at the request. When `store` is cancelled, they may be stored or
+        not: `end` knows.
         """
-        attempt = secrets.token_hex(8)
-        turn = Turn(request_id, attempt, prompt, self._clock())
 
         def change(found: Session | None) -> Session:
-            if found is None and opened.record is not None:
-                raise _gone()
-            return conversation.begin(found or opened.session, turn, system)
+            return _with_turn(found, begun)
 
-        known = None if opened.record is None else opened.session
-        version = None if opened.record is None else opened.record.version
-        seconds = self._config.seconds + budget
-        session, version = await self._change(opened.key, known, version, change, attempt, seconds)
-        return Begun(opened.key, session, attempt, version)
+        session, version = await self._change(begun, change, self._config.seconds + budget)
+        return begun._replace(session=session, version=version, stored=True)
 
     async def end(self, begun: Begun, ending: Ending) -> None:
         """Store how the turn has ended; raises LlmError where it cannot be stored, or is not this attempt's to end.
 
-        An answer whose turn `begin_unstored` began takes over what a repetition of its request has stored meanwhile,
-        unless that has been answered (ABORTED); an end without an answer leaves it alone. When `end` is cancelled, the
-        end may be stored or not; it may be called again.
+        An answer whose turn is not stored takes over what a repetition of its request has stored meanwhile, unless that
+        has been answered (ABORTED); an end without an answer leaves it alone. When `end` is cancelled, the end may be
+        stored or not; it may be called again.
         """
 
         def change(found: Session | None) -> Session:
             if found is not None and conversation.has_ended(found, begun.attempt):
                 raise _Ended
-            if begun.version is None:
-                found = _with_turn(found, begun, ending.state)
+            if not begun.stored:
+                if ending.state is not State.COMPLETE and _is_repeated(found, begun):
+                    raise _Ended
+                found = _with_turn(found, begun)
             if found is None:
                 raise _gone()
             ended = conversation.end(found, begun.attempt, ending, self._clock())
@@ -163,7 +168,7 @@ class Sessions:
             return ended
 
         with contextlib.suppress(_Ended):
-            await self._change(begun.key, begun.session, begun.version, change, begun.attempt, self._config.seconds)
+            await self._change(begun, change, self._config.seconds)
 
     async def list(self, caller: Caller, limit: int) -> list[Listing]:
         """The caller's sessions, the one used last first."""
@@ -194,22 +199,18 @@ class Sessions:
         return True
 
     async def _change(
-        self,
-        key: Key,
-        session: Session | None,
-        version: str | None,
-        change: Callable[[Session | None], Session],
-        attempt: str,
-        seconds: float,
+        self, begun: Begun, change: Callable[[Session | None], Session], seconds: float
     ) -> tuple[Session, str]:
         """Put what `change` makes of the session, as it was read last. Returns it as it is then, and its version."""
+        session: Session | None = begun.session
+        version = begun.version
         for _ in range(_TRIES):
-            changed = conversation.shortened(change(session), self._max_bytes, attempt)
+            changed = conversation.shortened(change(session), self._max_bytes, begun.attempt)
             new = self._record(changed, self._clock() + seconds)
-            if await self._store.put(key, new, version):
+            if await self._store.put(begun.key, new, version):
                 return changed, new.version
-            record = await self._store.get(key)
-            session = _decoded(key, record)
+            record = await self._store.get(begun.key)
+            session = _decoded(begun.key, record)
             version = None if record is None else record.version
         raise LlmError(Code.ABORTED, "too many requests change this session at once: come back later", retry_after=1)
 
@@ -229,18 +230,22 @@ def _decoded(key: Key, record: Record | None) -> Session | None:
         return None
 
 
-def _with_turn(found: Session | None, begun: Begun, state: State) -> Session:
-    """What another has stored in the session meanwhile, with the turn in it, which ends as `state`.
-
-    Raises `LlmError(ABORTED)` for an answer that a repetition has given already, and `_Ended` where there is no answer
-    and a repetition has the turn: it may be answering.
-    """
+def _with_turn(found: Session | None, begun: Begun) -> Session:
+    """What is in the store now, with the turn in it; raises `LlmError(ABORTED)` where a repetition of the request has
+    been answered, NOT_FOUND where the session was deleted."""
+    if found is None and begun.version is not None:
+        raise _gone()
     if found is None or found is begun.session:
         return begun.session
-    turn = begun.session.turns[-1]
-    if state is not State.COMPLETE and conversation.find(found, turn.request_id, turn.prompt) is not None:
-        raise _Ended
-    return conversation.begin(found, turn, begun.session.system)
+    return conversation.begin(found, begun.turn, begun.system)
+
+
+def _is_repeated(found: Session | None, begun: Begun) -> bool:
+    """Whether another attempt at the request has its turn in the store."""
+    if found is None or found is begun.session:
+        return False
+    turn = conversation.find(found, begun.turn.request_id, begun.turn.prompt)
+    return turn is not None and turn.attempt != begun.attempt
 
 
 def _readable(found: Iterable[Listed]) -> Iterator[Listing]:
