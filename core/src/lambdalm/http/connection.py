@@ -305,10 +305,19 @@ class Connection(HttpToolsProtocol):
             if refusal is not None:
                 self.shared.metrics.refused("in flight")
                 complaints.log("refused", peer=self._peer, **refusal.for_log())
-                reply = contract.failure(refusal, _request_id(cycle), cycle.clock)
-                self._start_asgi_task(cycle, partial(_answer, reply))
+                self._refuse(refusal, cycle)
                 return
         self._start_asgi_task(cycle, self.app)
+
+    def _refuse(self, refusal: LlmError, cycle: Cycle) -> None:
+        """Answer without the app: at once, unless the client does not take what it has been sent."""
+        reply = contract.failure(refusal, _request_id(cycle), cycle.clock)
+        if self.flow.write_paused or cycle.scope["method"] == "HEAD":
+            self._start_asgi_task(cycle, partial(_answer, reply))
+            return
+        self._write(reply, closes=cycle.answer_past_app())
+        if cycle.closes or not cycle.more_body:  # else the end of the body leads to the next request
+            self.loop.call_soon(self.on_response_complete)
 
     def on_response_complete(self) -> None:
         """The answer is written. The rest of its body is dropped as it comes; then it is the next request's turn."""

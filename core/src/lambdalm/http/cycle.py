@@ -97,6 +97,13 @@ class Cycle(RequestResponseCycle):
             self._until_close = True
             self.chunked_encoding = False
 
+    def answer_past_app(self) -> bool:
+        """The whole answer is written by the connection; says whether that closes after it."""
+        self._start([(b"content-length", b"")])
+        self.closes = not self.keep_alive
+        self.response_started = self.response_complete = True
+        return self.closes
+
     def write_last(self, piece: bytes) -> None:
         """One more piece of a stream's body, also when its reader takes nothing now."""
         self.transport.write(piece if self._until_close else b"%x\r\n%b\r\n" % (len(piece), piece))
