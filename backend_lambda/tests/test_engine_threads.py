@@ -1,5 +1,5 @@
-"""A provider's generator in a thread, its events on the loop: batches, back-pressure, and an end that waits for the
-engine."""
+"""A provider's generator in a thread, its events on the loop: batches, back-pressure, and an end that does
+not wait for long."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 import pytest
 
 from backend_lambda.engine_threads import EngineThreads
+from backend_lambda.slots import Slot
 from lambdalm.call import Call
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import Finished, FinishReason, Started, StreamEvent, TextDelta, ToolCallDelta
@@ -49,7 +50,7 @@ async def test_what_came_meanwhile_is_one_batch_with_its_deltas_joined(threads: 
         yield Finished(FinishReason.STOP)
         said.set()
 
-    batches = threads.batches(stream, new_call())
+    batches = threads.batches(stream, new_call(), Slot())
     first.set()
     assert await anext(batches) == [Started("r1", "m")]
     rest.set()
@@ -68,7 +69,7 @@ async def test_each_event_comes_while_the_engine_waits_for_the_next(threads: Eng
             go_on.acquire(timeout=WAIT)
 
     got = []
-    async for batch in threads.batches(stream, new_call()):
+    async for batch in threads.batches(stream, new_call(), Slot()):
         got.append(batch)
         go_on.release()
     assert got == [[TextDelta("a")], [TextDelta("b")], [TextDelta("c")]]
@@ -81,7 +82,7 @@ async def test_an_error_of_the_provider_crosses_after_what_it_said(threads: Engi
         yield TextDelta("a")
         raise error
 
-    batches = threads.batches(stream, new_call())
+    batches = threads.batches(stream, new_call(), Slot())
     assert await anext(batches) == [TextDelta("a")]
     with pytest.raises(LlmError) as raised:
         await anext(batches)
@@ -98,7 +99,7 @@ async def test_an_engine_far_ahead_of_its_reader_waits(threads: EngineThreads) -
                 behind.set()
             yield ToolCallDelta(said)
 
-    batches = threads.batches(stream, new_call())
+    batches = threads.batches(stream, new_call(), Slot())
     first = await anext(batches)
     await on_loop(behind.wait)
     assert said <= len(first) + 65
@@ -136,16 +137,16 @@ class Stalling:
 
 async def test_a_reader_that_leaves_stops_the_engine_but_not_the_call(threads: EngineThreads) -> None:
     engine, call = Stalling(), new_call()
-    batches = threads.batches(engine, call)
+    batches = threads.batches(engine, call, Slot())
     await anext(batches)
     await batches.aclose()
-    assert engine.stopped.is_set()
+    await on_loop(engine.stopped.wait)
     assert not call.cancelled
 
 
 async def test_a_stopped_call_stops_the_engine_with_the_same_reason(threads: EngineThreads) -> None:
     engine, call = Stalling(), new_call()
-    batches = threads.batches(engine, call)
+    batches = threads.batches(engine, call, Slot())
     await anext(batches)
     call.cancel("the server is shutting down", Code.UNAVAILABLE)
     with pytest.raises(LlmError, match="shutting down") as raised:
@@ -154,11 +155,11 @@ async def test_a_stopped_call_stops_the_engine_with_the_same_reason(threads: Eng
     assert engine.stopped.is_set()
 
 
-async def test_a_cancelled_task_ends_when_the_engine_has_stopped(threads: EngineThreads) -> None:
-    engine = Stalling(may_stop=False)
+async def test_cancelled_task_ends_although_its_engine_does_not(threads: EngineThreads) -> None:
+    engine, slot = Stalling(may_stop=False), Slot()
 
     async def read() -> None:
-        async with contextlib.aclosing(threads.batches(engine, new_call())) as batches:
+        async with contextlib.aclosing(threads.batches(engine, new_call(), slot)) as batches:
             async for _ in batches:
                 pass
 
@@ -166,13 +167,12 @@ async def test_a_cancelled_task_ends_when_the_engine_has_stopped(threads: Engine
     await asyncio.sleep(0)
     reading.cancel()
     await on_loop(engine.asked_to_stop.wait)
-    for _ in range(3):  # to cancel it again does not let it go either
-        reading.cancel()
-        await asyncio.sleep(0)
-        assert not reading.done()
-    engine.may_stop.set()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(reading, WAIT)
+    assert slot.engine is not None
+    assert not slot.engine.done()
+    engine.may_stop.set()
+    await asyncio.wait_for(slot.engine, WAIT)
     assert engine.stopped.is_set()
 
 
@@ -188,11 +188,11 @@ async def test_leaving_wakes_an_engine_that_waits_for_its_reader(threads: Engine
         finally:
             closed.set()
 
-    batches = threads.batches(stream, new_call())
+    batches = threads.batches(stream, new_call(), Slot())
     await anext(batches)
     await on_loop(behind.wait)
     await batches.aclose()
-    assert closed.is_set()
+    await on_loop(closed.wait)
 
 
 async def test_a_reader_that_leaves_before_any_event_stops_the_engine(threads: EngineThreads) -> None:
@@ -208,7 +208,7 @@ async def test_a_reader_that_leaves_before_any_event_stops_the_engine(threads: E
         yield TextDelta("never")
 
     async def read() -> None:
-        await anext(threads.batches(stream, new_call()))
+        await anext(threads.batches(stream, new_call(), Slot()))
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_a_reader_that_leaves_before_any_event_stops_the_engine(threads: E
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(reading, WAIT)
-    assert stopped.is_set()
+    await on_loop(stopped.wait)
 
 
 async def test_an_engine_that_never_waits_leaves_the_loop_to_others(threads: EngineThreads) -> None:
@@ -232,7 +232,7 @@ async def test_an_engine_that_never_waits_leaves_the_loop_to_others(threads: Eng
             turns += 1
 
     others = asyncio.create_task(other())
-    seen = [turns async for _ in threads.batches(stream, new_call())]
+    seen = [turns async for _ in threads.batches(stream, new_call(), Slot())]
     others.cancel()
     assert len(set(seen)) >= len(seen) - 1
     assert len(seen) > 1

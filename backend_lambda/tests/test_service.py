@@ -64,8 +64,11 @@ class Served:
             events += batch
 
     async def idle(self) -> bool:
-        found = await self.backend.health()
-        return (found.in_flight, found.waiting) == (0, 0)
+        """Wait until no slot is held; whether nothing waits for one either."""
+        async with asyncio.timeout(WAIT):
+            while (found := await self.backend.health()).in_flight:  # noqa: ASYNC110  # no event says so
+                await asyncio.sleep(0)
+        return found.waiting == 0
 
 
 def ask(**request: Any) -> ChatRequest:
@@ -130,18 +133,20 @@ class SlowToStop(InThread):
             self.may_stop.wait(WAIT)
 
 
-async def test_a_slot_is_free_only_when_its_engine_has_stopped(tmp_path: Path) -> None:
+async def test_engine_that_does_not_stop_holds_its_slot_only(tmp_path: Path) -> None:
     provider = SlowToStop()
     made = Served(provider, tmp_path / "log.jsonl")
     await made.backend.health()
     batches = made.backend.stream(ask(model="stall"), new_call())
     await anext(batches)
-    closing = asyncio.ensure_future(batches.aclose())
-    assert await asyncio.to_thread(provider.asked_to_stop.wait, WAIT)
+    await asyncio.wait_for(batches.aclose(), WAIT)
+    assert provider.asked_to_stop.is_set()
     assert (await made.backend.health()).in_flight == 1
-    assert not closing.done()
+    waiting = asyncio.create_task(made.all_of())
+    await asyncio.sleep(0)
+    assert not waiting.done()
     provider.may_stop.set()
-    await asyncio.wait_for(closing, WAIT)
+    assert isinstance((await asyncio.wait_for(waiting, WAIT))[-1], Finished)
     assert await made.idle()
     await made.backend.close()
 

@@ -4,8 +4,9 @@ Theory of operation. A provider blocks, so its generator runs in a thread of a p
 hand-over; for the first of them it wakes the loop, once, and the loop takes all that have come by then as one batch. A
 thread whose reader is far behind waits, so that a slow reader slows the engine down, which then joins what it says.
 
-When the reader leaves, the engine's call is stopped, which wakes the provider, and the reader waits until the generator
-has been closed in its thread. So a slot that is held around the reader is free when the engine has stopped, not before.
+When the reader leaves, the engine's call is stopped, which wakes the provider, and the reader waits a moment for the
+generator to be closed in its thread. Not longer: a thread that cannot be woken (it looks a name up, say) must not keep
+a client from its error. The slot is held until the engine has stopped.
 """
 
 from __future__ import annotations
@@ -17,28 +18,32 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
+from backend_lambda.slots import Slot
 from lambdalm.call import Call
 from lambdalm.errors import LlmError
 from lambdalm.events import StreamEvent, join
 
 _READ_AHEAD = 64  # events that an engine may be ahead of its reader
+_PATIENCE_SECONDS = 0.05  # for an engine to stop, before its reader goes on without it
 
 Open = Callable[[Call], Generator[StreamEvent, None, None]]
 
 
 class EngineThreads:
-    """At most `count` generations at a time, each in a thread. Close it when none runs any more."""
+    """At most `count` generations at a time, each in a thread."""
 
     def __init__(self, count: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="engine")
 
-    async def batches(self, stream: Open, call: Call) -> AsyncGenerator[list[StreamEvent], None]:
+    async def batches(self, stream: Open, call: Call, slot: Slot) -> AsyncGenerator[list[StreamEvent], None]:
         """The events of `stream`, which runs in a thread, as they come; raises what it raises.
 
-        It gets a call of its own, which is stopped with `call` and when the reader leaves.
+        It gets a call of its own, which is stopped with `call` and when the reader leaves. Until it has stopped, it is
+        the engine of `slot`.
         """
         own = _own_call(call)
         handover = _Handover(asyncio.get_running_loop())
+        slot.engine = handover.stopped
         with call.on_cancel(functools.partial(_stop_like, call, own)):
             self._pool.submit(handover.run, stream, own)
             try:
@@ -48,6 +53,7 @@ class EngineThreads:
                 await handover.leave(own)
 
     def close(self) -> None:
+        """Returns when no generation runs any more."""
         self._pool.shutdown()
 
 
@@ -69,6 +75,8 @@ class _Handover:
     """Between one engine's thread (`run`) and the loop (`take`, `leave`)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.stopped: asyncio.Future[None] = loop.create_future()
+        """Done when the generator has been closed."""
         self._loop = loop
         self._news = asyncio.Event()
         self._changed = threading.Condition(threading.Lock())  # guards what follows
@@ -90,7 +98,7 @@ class _Handover:
             failure = error
         with self._changed:
             self._ended, self._failure = True, failure
-        self._loop.call_soon_threadsafe(self._news.set)
+        self._loop.call_soon_threadsafe(self._end)
 
     def _put(self, event: StreamEvent) -> bool:
         """Returns, when the reader is not too far behind, whether there still is one."""
@@ -126,18 +134,17 @@ class _Handover:
                 return []
 
     async def leave(self, call: Call) -> None:
-        """Stop the engine, if it still runs. Returns when it has stopped, even if the task is cancelled meanwhile."""
-        interrupted: asyncio.CancelledError | None = None
+        """Stop the engine, if it still runs, and give it a moment to do so."""
         with self._changed:
             self._reader_left = True
             self._changed.notify()
-        if not self._ended:
+        if self._ended:
+            self._end()
+        else:
             call.cancel("the reader of the answer has left")
-        while not self._ended:
-            try:
-                await self._news.wait()
-            except asyncio.CancelledError as error:
-                interrupted = error
-            self._news.clear()
-        if interrupted is not None:
-            raise interrupted
+            await asyncio.wait([self.stopped], timeout=_PATIENCE_SECONDS)
+
+    def _end(self) -> None:
+        self._news.set()
+        if not self.stopped.done():
+            self.stopped.set_result(None)

@@ -14,7 +14,7 @@ from backend_lambda.health import Health, health_of
 from backend_lambda.inference import Inference, refuse_session
 from backend_lambda.probe_cache import ProbeCache
 from backend_lambda.providers.base import LoopProvider
-from backend_lambda.slots import Slots
+from backend_lambda.slots import Slot, Slots
 from lambdalm.call import Call
 from lambdalm.chat import ChatRequest
 from lambdalm.events import Answer, Collector, StreamEvent
@@ -47,11 +47,15 @@ class Backend:
     async def stream(self, request: ChatRequest, call: Call) -> Batches:
         """The provider's events, those that came together at a time; while they last, a slot is held. Raises LlmError.
 
-        The call's task is cancelled when the call is stopped. Close it: the slot is free when the engine has stopped.
+        The call's task is cancelled when the call is stopped. Close it: the slot is free when the engine has
+        stopped, which may be a while later.
         """
         with self._inference.generation(request, call) as generation:
             refuse_session(request)
-            async with self._slots.take(call), contextlib.aclosing(self._opened(request, call)) as batches:
+            async with (
+                self._slots.take(call) as slot,
+                contextlib.aclosing(self._opened(request, call, slot)) as batches,
+            ):
                 generation.begin()
                 async for batch in batches:
                     accepted: list[StreamEvent] = []
@@ -80,12 +84,12 @@ class Backend:
         return Models(list((await self._probes.current()).models))
 
     async def close(self) -> None:
-        """Stop the engine, write what is left to log; no stream is running any more."""
+        """Wait for generations whose readers have left, stop the engine, write what is left to log."""
         await self._probes.close()
         await asyncio.to_thread(self._threads.close)
         await asyncio.to_thread(self._inference.close)
 
-    def _opened(self, request: ChatRequest, call: Call) -> Batches:
+    def _opened(self, request: ChatRequest, call: Call, slot: Slot) -> Batches:
         if self._on_loop is not None:
             return self._on_loop(request, call)
-        return self._threads.batches(lambda own: self._provider.stream(request, own), call)
+        return self._threads.batches(lambda own: self._provider.stream(request, own), call, slot)

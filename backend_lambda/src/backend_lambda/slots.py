@@ -17,6 +17,13 @@ from lambdalm.errors import Code, LlmError
 _COME_BACK = 1.0  # seconds
 
 
+class Slot:
+    """A slot that is held. `engine`, where it is set, is done when the engine works for it no more."""
+
+    def __init__(self) -> None:
+        self.engine: asyncio.Future[None] | None = None
+
+
 class Slots:
     """`count` slots and a line of at most `queue` waiting requests; for one loop."""
 
@@ -37,8 +44,8 @@ class Slots:
         return len(self._line)
 
     @contextlib.asynccontextmanager
-    async def take(self, call: Call) -> AsyncIterator[None]:
-        """Hold a slot while inside.
+    async def take(self, call: Call) -> AsyncIterator[Slot]:
+        """Hold a slot while inside, and until its engine is done.
 
         Raises `LlmError(RESOURCE_EXHAUSTED)` when the line is full, and what has stopped the call before.
         """
@@ -49,11 +56,15 @@ class Slots:
         else:
             await self._wait_in_line()
         call.clock.slot_taken()
+        slot = Slot()
         try:
-            yield
+            yield slot
         finally:
             call.clock.engine_done()
-            self._give_back()
+            if slot.engine is None or slot.engine.done():
+                self._give_back()
+            else:
+                slot.engine.add_done_callback(lambda _: self._give_back())
 
     async def _wait_in_line(self) -> None:
         if len(self._line) >= self._queue:
