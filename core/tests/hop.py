@@ -24,14 +24,14 @@ WAIT = 20  # seconds until a test that waits has failed
 class Hop:
     """A hop that runs in a process of its own."""
 
-    def __init__(self, limits: dict[str, Any], log: IO[bytes], workers: int = 1) -> None:
+    def __init__(self, limits: dict[str, Any], log: IO[bytes], workers: int = 1, pipe: Path | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.session = requests.Session()
         self.session.trust_env = False
         program = [sys.executable, str(Path(__file__).with_name("hop_app.py")), str(self.port), json.dumps(limits)]
-        program.append(str(workers))
+        program += [str(workers), *([str(pipe)] if pipe is not None else [])]
         self.process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         self.pid = int(self.process.stdout.readline())
@@ -149,10 +149,10 @@ def request_bytes(method: str, path: str, headers: dict[str, str]) -> bytes:
 
 
 @contextlib.contextmanager
-def running(log: Path, workers: int = 1, **limits: Any) -> Iterator[Hop]:
-    """A hop with these limits; its log goes to a file."""
+def running(log: Path, workers: int = 1, pipe: Path | None = None, **limits: Any) -> Iterator[Hop]:
+    """A hop with these limits; its log goes to a file. `pipe` holds its second worker back, as `hop_app` says."""
     with log.open("wb") as stderr:
-        hop = Hop(limits, stderr, workers)
+        hop = Hop(limits, stderr, workers, pipe)
     try:
         yield hop
     finally:

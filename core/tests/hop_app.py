@@ -1,7 +1,8 @@
-"""A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS [WORKERS]`, LIMITS as JSON.
+"""A small real hop for the tests of lambdalm.http: `python hop_app.py PORT LIMITS WORKERS [PIPE]`, LIMITS as JSON.
 
 It answers `/query` with the scripted model, and tells the tests what else they need to know. When it is ready it
-prints its process's id. After `GET /never-close` it does not close when it is stopped.
+prints its process's id. After `GET /never-close` it does not close when it is stopped. Of
+several workers the second is ready when somebody writes to the named PIPE.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 
 import flask
 import msgspec
@@ -113,7 +115,7 @@ def make_hop(lifecycle: Lifecycle, limits: Limits) -> HttpHop:
 
 
 def opener(
-    limits: Limits, change: Callable[[HttpHop], None] = lambda hop: None
+    limits: Limits, change: Callable[[HttpHop], None] = lambda hop: None, pipe: str | None = None
 ) -> Callable[[Lifecycle], contextlib.AbstractAsyncContextManager[HttpHop]]:
     """What opens the hop; `change` has it before it serves."""
 
@@ -129,6 +131,8 @@ def opener(
             may_close.clear()
             return ""
 
+        if pipe is not None and lifecycle.worker == 1:
+            await asyncio.to_thread(Path(pipe).read_bytes)
         print(os.getpid(), flush=True)
         yield hop
         await may_close.wait()
@@ -139,5 +143,5 @@ def opener(
 if __name__ == "__main__":
     limits = msgspec.json.decode(sys.argv[2], type=Limits)
     logs.configure("hop", logs.LogConfig(format="json"))
-    workers = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    serve(opener(limits), Listen("127.0.0.1", int(sys.argv[1])), limits, workers)
+    pipe = sys.argv[4] if len(sys.argv) > 4 else None
+    serve(opener(limits, pipe=pipe), Listen("127.0.0.1", int(sys.argv[1])), limits, int(sys.argv[3]))

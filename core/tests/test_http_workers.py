@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .hop import Hop, request_bytes, running
+from .hop import WAIT, Hop, request_bytes, running
 
 PID = request_bytes("GET", "/pid", {"Host": "localhost", "Connection": "close"})
 
@@ -28,7 +28,7 @@ def hop(tmp_path: Path) -> Iterator[Hop]:
 
 def answering(hop: Hop) -> int:
     """The process that answers a new connection; 0 where none does within a second."""
-    with hop.connect() as connection, contextlib.suppress(TimeoutError, ConnectionError):
+    with contextlib.suppress(TimeoutError, ConnectionError), hop.connect() as connection:
         connection.sock.settimeout(1)
         connection.send(PID)
         return int(connection.answer().read())
@@ -53,6 +53,18 @@ def test_workers_share_the_port_and_the_metrics(hop: Hop) -> None:
     again = re.search(r'lambdalm_http_requests_total\{route="/pid",status="200"\} (\S+)', hop.get("/metrics").text)
     assert again is not None
     assert float(again[1]) >= before + 2
+
+
+def test_worker_that_still_loads_takes_no_connections(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with running(tmp_path / "log", workers=2, pipe=pipe) as hop:
+        with pipe.open("wb"):  # when the second worker has opened it, too
+            first = seen(hop, 1)
+            assert {answering(hop) for _ in range(50)} == first
+        seen(hop, 2)
+        hop.process.terminate()
+        assert hop.process.wait(WAIT) == 0
 
 
 def test_hung_worker_is_replaced(hop: Hop) -> None:

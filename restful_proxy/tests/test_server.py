@@ -78,7 +78,7 @@ def test_two_workers_share_the_port_and_answer(proxy: Proxy) -> None:
     host, port = proxy.target.split(":")
     with edge_process(NUM_WORKERS="2", GRPC_HOST=host, GRPC_PORT=port) as chain:
         deadline, tick = time.monotonic() + WAIT, threading.Event()
-        while sum(" ready " in line for line in LINES) < 2:  # a process sends no event
+        while sum(" listening " in line for line in LINES) < 2:  # a process sends no event
             assert time.monotonic() < deadline
             tick.wait(0.01)
         for _ in range(8):

@@ -23,7 +23,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from lambdalm import logs, prometheus
+from lambdalm import logs, ports, prometheus
 from lambdalm.descriptors import raise_limit
 from lambdalm.http.admission import Lifecycle, shutting_down
 from lambdalm.http.app import HttpHop
@@ -59,29 +59,45 @@ def serve(open_hop: OpenHop, listen: Listen, limits: Limits, workers: int = 1) -
     def work(worker: Worker) -> None:
         descriptors = raise_limit()
         most = min(limits.max_connections, max(1, descriptors - _SPARE_DESCRIPTORS))
-        with contextlib.closing(_listener(listen, workers > 1)) as sock:
-            host, port = sock.getsockname()[:2]
-            _log.info("listening", address=f"{host}:{port}")
+        with contextlib.closing(_bound(listen, workers > 1)) as sock:
+            if workers == 1:
+                _start_listening(sock)
             uvloop.run(_serve(open_hop, sock, listen, limits, most, worker))
 
     with prometheus.shared(workers) as ended:
         run_workers(workers, [listen], work, ended)
 
 
-def _listener(listen: Listen, reuse_port: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+def _bound(listen: Listen, shared: bool) -> socket.socket:
+    """The server's socket, which does not listen yet; several processes may have a `shared` port."""
+    sock = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
     try:
-        sock = socket.create_server((listen.host, listen.port), family=family, backlog=_BACKLOG, reuse_port=reuse_port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((listen.host, listen.port))
     except OSError as error:
-        raise OSError(
-            f"cannot listen on {listen.address}: {error.strerror}; is another server running there?"
-        ) from None
+        sock.close()
+        raise ports.refused(listen, error) from None
     # The connections inherit it: a client whose machine has vanished is noticed within 15 s.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return sock
+
+
+def _start_listening(sock: socket.socket) -> None:
+    """Take connections from now on.
+
+    The only process of a server does so at once, so that clients wait while it loads. One of several does when it has
+    loaded: the kernel spreads connections over those that listen, and the others can answer at once.
+    """
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.listen(_BACKLOG)
+        host, port = sock.getsockname()[:2]
+        _log.info("listening", address=f"{host}:{port}")
 
 
 async def _serve(
@@ -99,6 +115,7 @@ async def _serve(
     try:
         shared = Shared(hop, allow_list(listen.host, limits.allowed_hosts), most)
         worker.beat()
+        _start_listening(sock)
         await _Server(hop, shared, stop).serve(sockets=[sock])
     finally:
         closing = asyncio.ensure_future(stack.aclose())
