@@ -109,6 +109,21 @@ def test_killed_worker_is_replaced_while_the_port_keeps_answering() -> None:
     assert len(re.findall(r"^worker \d pid", said, re.MULTILINE)) == 3
 
 
+def test_worker_that_cannot_be_started_now_is_started_later() -> None:
+    with running(2) as program:
+        program.until_two_answer()
+        parent, (killed, kept) = psutil.Process(program.process.pid), program.children()
+        limits = parent.rlimit(psutil.RLIMIT_NOFILE)
+        parent.rlimit(psutil.RLIMIT_NOFILE, (1, limits[1]))
+        killed.kill()
+        assert program.process.stdout is not None
+        assert any("worker_not_started" in line for line in program.process.stdout)
+        assert program.ask() == kept.pid
+        parent.rlimit(psutil.RLIMIT_NOFILE, limits)
+        assert kept.pid in program.until_two_answer()
+        assert program.end()[0] == 0
+
+
 def test_hung_worker_is_killed_and_replaced() -> None:
     with running(2) as program:
         hung = program.until_two_answer().pop()

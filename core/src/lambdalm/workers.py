@@ -6,7 +6,7 @@ child which it is, and serves nothing itself. Nothing forks: gRPC does not survi
 SO_REUSEPORT, so that the kernel gives each connection to one of them.
 
 SIGTERM and SIGINT are passed on. A worker that ends by itself is replaced, after a pause that grows when it did not
-live long; when one keeps dying young, all are stopped.
+live long; when one keeps dying young, all are stopped. Where the system cannot start one now, it is tried again.
 
 A worker's standard input is a socket from its parent. Its end means that the parent is gone, and the worker ends, too
 (see `parent`). Over the same socket the worker's event loop sends a byte each second. One that has sent some and then
@@ -33,6 +33,7 @@ _WORKER = "LAMBDALM_WORKER"
 _YOUNG_SECONDS = 10.0  # with its start in it, which takes one or two
 _MOST_YOUNG_DEATHS = 5
 _PAUSE = 0.1
+_RETRY_SECONDS = 1.0
 _BEAT_SECONDS = 1.0
 _TICK_SECONDS = 0.5
 _HUNG_TICKS = 10
@@ -173,7 +174,12 @@ class _Workers:
         deaths = Deaths()
         while not self._stopping.is_set():
             began = time.monotonic()
-            status = await self._run_once(number)
+            try:
+                status = await self._run_once(number)
+            except OSError as error:  # no memory or no descriptors: the other workers go on, and some may come free
+                _log.error("worker_not_started", worker=number, why=str(error), pause_seconds=_RETRY_SECONDS)
+                await self._pause(_RETRY_SECONDS)
+                continue
             if self._stopping.is_set():
                 self._check_stopped(number, status)
                 return
@@ -182,8 +188,12 @@ class _Workers:
                 self._give_up(f"worker {number} keeps ending as soon as it is started: its log says why")
                 return
             _log.warning("worker_ended", worker=number, status=status, pause_seconds=pause)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+            await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless the workers are to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _run_once(self, number: int) -> int:
         """The status with which it has ended."""
