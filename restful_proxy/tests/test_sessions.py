@@ -165,6 +165,7 @@ def test_sessions_are_listed_read_and_forgotten(url: str, browser: requests.Sess
 
     gone = browser.delete(f"{url}/sessions/{made}", timeout=WAIT)
     assert (gone.status_code, gone.content) == (204, b"")
+    assert not {"Content-Length", "Content-Type", "Transfer-Encoding"} & gone.headers.keys()
     assert gone.headers["X-Request-Id"]
     assert browser.get(f"{url}/sessions/{made}", timeout=WAIT).status_code == 404
     assert browser.get(f"{url}/sessions", timeout=WAIT).json() == {"sessions": []}

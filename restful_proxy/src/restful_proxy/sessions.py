@@ -78,9 +78,7 @@ def add_sessions(hop: HttpHop, proxy: GrpcProxy) -> None:
     async def forget(id: str) -> flask.Response:
         with hop.call() as call:
             await proxy.ask("DeleteSession", pb.DeleteSessionRequest(session_id=id), call, caller.current())
-            response = hop.answer(None, call.clock, status=204)
-            response.set_data(b"")
-            return response
+            return hop.no_content(call.clock)
 
 
 def summaries(message: pb.ListSessionsResponse) -> Sessions:

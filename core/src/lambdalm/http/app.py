@@ -102,6 +102,12 @@ class HttpHop:
         reply = contract.answer(body, flask.g.request_id, clock, status)
         return flask.Response(reply.body, reply.status, reply.headers)
 
+    def no_content(self, clock: HopClock) -> flask.Response:
+        """204: what was asked for is done, and there is nothing to say. It has no Content-Length (RFC 9110, 8.6)."""
+        response = flask.Response(status=204, headers=contract.headers(contract.JSON, flask.g.request_id, clock))
+        del response.headers["Content-Type"]
+        return response
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, as ASGI has it; `scope` is one of `lambdalm.http.connection`."""
         cycle: Cycle = scope["lambdalm.cycle"]
