@@ -226,6 +226,12 @@ def test_a_request_that_has_no_time_is_not_begun(scripted: Function) -> None:
 
 
 @with_awslambdaric
+def test_requests_budget_runs_while_the_function_starts() -> None:
+    with function() as cold:
+        assert "time budget" in error(cold(asking(headers={"x-request-timeout": "0.001"})), 504, "DEADLINE_EXCEEDED")
+
+
+@with_awslambdaric
 def test_a_requests_own_budget_counts_too(scripted: Function) -> None:
     result = scripted(asking(model="stall-first", headers={"x-request-timeout": "0.05"}))
     assert "time budget of 0.05 s" in error(result, 504, "DEADLINE_EXCEEDED")

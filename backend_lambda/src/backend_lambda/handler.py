@@ -139,7 +139,9 @@ def _query(asked: _Asked) -> Reply:
     if len(body) > limits.body_bytes:
         return _refused(413, f"the body is larger than {limits.body_bytes} bytes", asked)
     budget = calls.budget(headers.get(calls.REQUEST_TIMEOUT), limits.default_timeout, limits.max_timeout)
-    call = Call(asked.id, min(budget, asked.seconds), asked.clock)
+    spent = asked.clock.total_ms() / 1000  # the request's time has run since it came, while the function started, too
+    call = Call(asked.id, min(budget, asked.seconds + spent), asked.clock)
+    call.deadline -= spent
     query = decode_query(body)
     stream = query.stream or sse.CONTENT_TYPE in headers.get("accept", "")
     try:
