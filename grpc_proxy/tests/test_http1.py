@@ -198,7 +198,33 @@ async def test_a_connection_that_is_reset_is_no_end_of_a_body(client: Http1) -> 
 async def test_headers_without_end_have_broken_off(client: Http1, size: int) -> None:
     async with RawServer(sends(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * size + b"\r\n\r\n")) as server:
         with pytest.raises(BrokenOffError):
-            await asyncio.wait_for(ask(client, server), WAIT)
+            await asyncio.wait_for(whole(await ask(client, server)), WAIT)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Long: ",
+        CHUNKED + chunk(BODY) + b"0\r\nX-Long: ",
+        CHUNKED + b"1;long=",
+        b"HTTP/1.1 200 ",
+    ],
+    ids=["a header", "a trailer", "a chunk's extension", "a reason"],
+)
+@on_both_loops
+async def test_a_line_without_end_is_not_read_on(client: Http1, start: bytes) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.send(start)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await peer.send(b"x" * 65536)
+        left.set()
+
+    left = asyncio.Event()
+    async with RawServer(play) as server:
+        with pytest.raises(BrokenOffError):
+            await asyncio.wait_for(whole(await ask(client, server)), WAIT)
+        await asyncio.wait_for(left.wait(), WAIT)
 
 
 @on_both_loops
@@ -316,6 +342,16 @@ async def test_an_idle_connection_is_closed_after_a_while(client: Http1, monkeyp
         await whole(await ask(client, server))
         await asyncio.wait_for(keeping.left.wait(), WAIT)
     assert not any(client._idle.values())
+
+
+@on_both_loops
+async def test_an_old_connection_is_not_used(client: Http1, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping = Keeping(KEPT, KEPT)
+    async with RawServer(keeping.play) as server:
+        await whole(await ask(client, server))  # which starts a sweep that comes too late
+        monkeypatch.setattr(http1, "KEPT_SECONDS", 0)
+        await whole(await ask(client, server))
+    assert keeping.connections == 2
 
 
 @on_both_loops

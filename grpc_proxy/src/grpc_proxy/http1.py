@@ -34,7 +34,7 @@ from grpc_proxy.http_client import (
     watch_host,
 )
 
-_MAX_HEAD = 64 * 1024  # bytes of an answer's headers
+_MAX_AROUND = 64 * 1024  # bytes without any of a body: headers, trailers, what else is around chunks
 _MAX_WAITING = 128 * 1024  # bytes of a body that wait for their reader; above, the server is paused
 
 Address = tuple[str, int]
@@ -54,9 +54,10 @@ class Http1:
 
         Raises UnreachableError and BrokenOffError. A task that is cancelled meanwhile closes the connection.
         """
+        request = _request(method, url, headers, body)
         address = (url.host or "", url.port or 80)
         connection = self._kept(address) or await self._connected(address, connect)
-        response = connection.send(_request(method, url, headers, body))
+        response = connection.send(request)
         try:
             await response.head()
         except BaseException:
@@ -85,9 +86,10 @@ class Http1:
 
     def _kept(self, address: Address) -> _Connection | None:
         kept = self._idle.get(address)
+        oldest = _oldest()
         while kept:
             connection = kept.pop()
-            if connection.is_open():
+            if connection.idle_since > oldest and connection.is_open():
                 return connection
             connection.abort()
         return None
@@ -127,12 +129,17 @@ class Http1:
     def _sweep(self) -> None:
         """Close those that were not used for long."""
         self._sweeping = None
-        oldest = asyncio.get_running_loop().time() - KEPT_SECONDS
+        oldest = _oldest()
         for kept in self._idle.values():
             for connection in [one for one in kept if one.idle_since <= oldest]:
                 connection.abort()
         if any(self._idle.values()):
             self._sweep_later()
+
+
+def _oldest() -> float:
+    """A connection that has been idle since then is not used: its server may be about to close it."""
+    return asyncio.get_running_loop().time() - KEPT_SECONDS
 
 
 class _Connection(asyncio.Protocol):
@@ -147,6 +154,7 @@ class _Connection(asyncio.Protocol):
         self._response: Http1Response | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._paused = False
+        self._around = 0  # bytes since the last of a body
 
     def send(self, request: bytes) -> Http1Response:
         """Send a request; its answer is to come."""
@@ -200,13 +208,18 @@ class _Connection(asyncio.Protocol):
         if response is None:
             self._spoil()
             return
+        self._around += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            response.break_off()
-            self.abort()
-        else:
-            response.came()
+            self._break_off(response)
+            return
+        if response.ended:
+            self._around = 0
+        elif self._around > _MAX_AROUND:
+            self._break_off(response)
+            return
+        response.came()
 
     def eof_received(self) -> None:
         self.connection_lost(None)  # a half-closed connection is of no use to a client
@@ -229,6 +242,7 @@ class _Connection(asyncio.Protocol):
             response.on_headers(self._parser.get_status_code())
 
     def on_body(self, body: bytes) -> None:
+        self._around = 0
         if (response := self._answering()) is not None:
             response.on_body(body)
 
@@ -239,6 +253,10 @@ class _Connection(asyncio.Protocol):
     def _answering(self) -> Http1Response | None:
         """The answer that is still to come, or its rest."""
         return None if self._response is None or self._response.ended else self._response
+
+    def _break_off(self, response: Http1Response) -> None:
+        response.break_off()
+        self.abort()
 
     def _spoil(self) -> None:
         """More has come than was asked for: who knows what the next answer would be."""
@@ -260,7 +278,6 @@ class Http1Response:
         """Whether its connection is good for another request."""
         self._connection = connection
         self._found: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
         self._framed = False  # whether its headers say where its body ends
         self._pieces: list[bytes] = []
         self._waiting = 0  # bytes of them
@@ -329,16 +346,13 @@ class Http1Response:
 
     def connection_lost(self, orderly: bool) -> None:
         """The connection is gone."""
-        if self.status and not self._framed and orderly:
+        if self.status and not self._framed and orderly and not self._broken:
             self.ended = True
         self.break_off()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.status:  # a trailer
             return
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _MAX_HEAD:
-            raise ValueError("too many headers")
         self._found.append((name, value))
 
     def on_headers(self, status: int) -> None:
@@ -375,7 +389,7 @@ class Http1Response:
         await self._waiter
 
     def _give_up(self) -> None:
-        if not self.ended and not self._broken:
+        if not self.ended:
             self._connection.done(False)
 
 
