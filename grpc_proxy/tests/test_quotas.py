@@ -321,12 +321,28 @@ async def test_what_cannot_be_settled_is_complained_of_and_stays_as_it_was_reser
     with redis_server(tmp_path) as server:
         store = Redis(RedisConfig(url=server.url), None, 2, time.time)
         quotas = Quotas(store, REFUSE)
-        reservation = await granted(quotas, entry, 60)
+        reservations = [await granted(quotas, entry, 30) for _ in range(2)]
         server.kill()
-        await quotas.settle(reservation, 10)
+        await asyncio.gather(*(quotas.settle(reservation, 10) for reservation in reservations))
         assert caplog.text.count("a reservation stays unsettled") == 1
         server.start()
         assert (await ledger_of(store, entry)).day_tokens == 60
+        await store.close()
+
+
+async def test_a_refusal_by_a_failing_store_leaves_no_work(tmp_path: Path) -> None:
+    entry = key_with(requests_per_minute=10)
+    with redis_server(tmp_path) as server:
+        store = Redis(RedisConfig(url=server.url), None, 2, time.time)
+        quotas = Quotas(store, REFUSE)
+        await granted(quotas, entry)
+        server.kill()
+        for _ in range(5):
+            await refused(quotas, entry)
+        assert len(quotas._afterwards._tasks) == 1, "only the first had been given to the store"
+        server.start()
+        await quotas.close()
+        assert len((await ledger_of(store, entry)).held) == 1
         await store.close()
 
 

@@ -25,6 +25,7 @@ from grpc_proxy import ledger as ledgers
 from grpc_proxy.background import Background
 from grpc_proxy.keys import KeyEntry
 from grpc_proxy.ledger import DAY, Ledger, Limits, Refusal
+from grpc_proxy.minute_warning import MinuteWarning
 from grpc_proxy.store.base import Key, Record, Store
 from lambdalm import logs
 from lambdalm.errors import STORE, Code, LlmError
@@ -36,7 +37,6 @@ _TOGETHER = 64  # changes that share a write: deciding on more would hold the lo
 _TRIES = 20  # of one change; each that fails is another process's success
 _PAUSE = 0.005  # seconds before another try, times a random number and the tries so far
 _AGAIN = 1.2  # seconds, after which a settlement is tried once more: a store that fails is left alone for one
-_WARN_SECONDS = 60.0
 
 Decide = Callable[[Ledger], Ledger | Refusal]
 Verdict = Refusal | None
@@ -63,7 +63,8 @@ class Quotas:
         self._allow = config.when_store_fails == "allow"
         self._clock = clock
         self._writers: dict[str, _Writer] = {}
-        self._warn_at = 0.0
+        self._unlimited = MinuteWarning("requests go on without limits")
+        self._unsettled = MinuteWarning("a reservation stays unsettled")
         self._afterwards = Background()
 
     async def reserve(self, entry: KeyEntry, tokens: int, until: float) -> Reservation | None:
@@ -75,10 +76,12 @@ class Quotas:
         if entry.limits == Limits():
             return None
         reservation = Reservation(entry.id, secrets.token_urlsafe(9))
+        change = _Change(partial(self._reserved, entry.limits, reservation.id, tokens, until))
         try:
-            refusal = await self._change(entry.id, partial(self._reserved, entry.limits, reservation.id, tokens, until))
+            refusal = await self._change(entry.id, change)
         except LlmError as error:
-            self._afterwards.start(self.settle(reservation, 0))  # it may have been written all the same
+            if change.may_be_written:
+                self._afterwards.start(self.settle(reservation, 0))
             self._without_store(error)
             return None
         except asyncio.CancelledError:
@@ -92,13 +95,13 @@ class Quotas:
         """Give back what was not used (None: nobody knows). Never raises: where it fails, all of it stays used."""
         decide = partial(ledgers.settle, id=reservation.id, tokens=tokens)
         try:
-            await self._change(reservation.key, decide)
+            await self._change(reservation.key, _Change(decide))
         except LlmError:
             await asyncio.sleep(_jittered(_AGAIN))
             try:
-                await self._change(reservation.key, decide)
+                await self._change(reservation.key, _Change(decide))
             except LlmError as error:
-                _log.warning("a reservation stays unsettled", key_id=reservation.key, tokens=tokens, **error.for_log())
+                self._unsettled.log(key_id=reservation.key, tokens=tokens, **error.for_log())
 
     async def close(self) -> None:
         """Finish what was begun, before the store is closed."""
@@ -108,26 +111,26 @@ class Quotas:
     def _reserved(self, limits: Limits, id: str, tokens: int, until: float, ledger: Ledger) -> Ledger | Refusal:
         return ledgers.reserve(ledger, limits, id, tokens, until, self._clock())
 
-    async def _change(self, key_id: str, decide: Decide) -> Verdict:
+    async def _change(self, key_id: str, change: _Change) -> Verdict:
         if key_id not in self._writers:
             self._writers[key_id] = _Writer(self._store, Key("quota", key_id), self._clock)
-        return await self._writers[key_id].change(decide)
+        return await self._writers[key_id].change(change)
 
     def _without_store(self, error: LlmError) -> None:
         """Raises, unless requests are to go on."""
         why = f"the key's limits cannot be checked: {error.message}"
         if not self._allow:
             raise LlmError(error.code, why, retry_after=error.retry_after, origin=error.origin)
-        if time.monotonic() >= self._warn_at:
-            self._warn_at = time.monotonic() + _WARN_SECONDS
-            _log.warning("requests go on without limits", why=why)
+        self._unlimited.log(why=why)
 
 
-class _Change(NamedTuple):
-    """One that waits to be written."""
+class _Change:
+    """One that waits to be written. `may_be_written` is whether the store was given it, though it may have failed."""
 
-    decide: Decide
-    done: asyncio.Future[Verdict]
+    def __init__(self, decide: Decide) -> None:
+        self.decide = decide
+        self.done: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self.may_be_written = False
 
 
 class _Writer:
@@ -142,16 +145,15 @@ class _Writer:
         self._waiting: list[_Change] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def change(self, decide: Decide) -> Verdict:
+    async def change(self, change: _Change) -> Verdict:
         """Write what it decides; its refusal, if it does refuse. Raises the store's LlmError.
 
         Whoever leaves meanwhile does not stop it.
         """
-        done: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Change(decide, done))
+        self._waiting.append(change)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
-        return await done
+        return await change.done
 
     async def idle(self) -> None:
         if self._writing is not None:
@@ -162,21 +164,21 @@ class _Writer:
             batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
             verdicts: list[Verdict | Exception]
             try:
-                verdicts = [*await self._write([change.decide for change in batch])]
+                verdicts = [*await self._write(batch)]
             except Exception as error:  # noqa: BLE001  # whatever it was, those who wait must hear of it
                 self._ledger = None  # what was begun may have been written
                 verdicts = [error] * len(batch)
             for change, verdict in zip(batch, verdicts, strict=True):
                 _tell(change.done, verdict)
 
-    async def _write(self, decides: list[Decide]) -> list[Verdict]:
+    async def _write(self, batch: list[_Change]) -> list[Verdict]:
         seen = False  # whether the ledger was read for this batch
         for tries in range(_TRIES):
             if self._ledger is None:
                 self._ledger, seen = await self._read(), True
             before = self._ledger
-            after, verdicts = _decided(decides, before)
-            if after is not before and await self._put(after):
+            after, verdicts = _decided(batch, before)
+            if after is not before and await self._put(after, batch):
                 return verdicts
             if after is before and (seen or not any(verdicts)):
                 return verdicts
@@ -195,20 +197,22 @@ class _Writer:
             _log.warning("a ledger that cannot be read is begun anew", key_id=self._key.name, why=str(error))
             return Ledger()
 
-    async def _put(self, ledger: Ledger) -> bool:
+    async def _put(self, ledger: Ledger, batch: list[_Change]) -> bool:
         version = secrets.token_urlsafe(12)
         record = Record(msgspec.msgpack.encode(ledger), version, expires=self._clock() + _KEPT)
+        for change in batch:
+            change.may_be_written = True
         if not await self._store.put(self._key, record, self._version):
             return False
         self._ledger, self._version = ledger, version
         return True
 
 
-def _decided(decides: list[Decide], ledger: Ledger) -> tuple[Ledger, list[Verdict]]:
+def _decided(batch: list[_Change], ledger: Ledger) -> tuple[Ledger, list[Verdict]]:
     """The ledger after all of them, and what each is told."""
     verdicts: list[Verdict] = []
-    for decide in decides:
-        decided = decide(ledger)
+    for change in batch:
+        decided = change.decide(ledger)
         refusal = decided if isinstance(decided, Refusal) else None
         ledger = decided if isinstance(decided, Ledger) else ledger
         verdicts.append(refusal)

@@ -28,6 +28,7 @@ from msgspec import Meta
 from grpc_proxy import conversation
 from grpc_proxy.callers import Caller
 from grpc_proxy.conversation import Ending, Session, State, Summary, Turn
+from grpc_proxy.minute_warning import MinuteWarning
 from grpc_proxy.store.base import Key, Listed, Record, Store
 from lambdalm import logs
 from lambdalm.errors import STORE, Code, LlmError
@@ -35,7 +36,6 @@ from lambdalm.errors import STORE, Code, LlmError
 _TRIES = 16
 _ID_BYTES = 16
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_WARN_SECONDS = 60.0
 
 _log = logs.get(__name__)
 _decoder = msgspec.msgpack.Decoder(Session)
@@ -103,7 +103,7 @@ class Sessions:
         self._config = config
         self._clock = clock
         self._trouble = trouble
-        self._warn_at = 0.0
+        self._without_memory = MinuteWarning("answering without memory")
         self._max_bytes = min(config.max_bytes, store.max_value_bytes or config.max_bytes)
 
     async def open(self, caller: Caller, session_id: str | None, request_id: str, prompt: str) -> Opened | None:
@@ -193,9 +193,7 @@ class Sessions:
         """Whether a request that cannot be remembered for this reason is answered all the same."""
         if error.origin != STORE or self._config.when_store_fails == "refuse":
             return False
-        if time.monotonic() >= self._warn_at:
-            self._warn_at = time.monotonic() + _WARN_SECONDS
-            _log.warning("answering without memory", why=error.message)
+        self._without_memory.log(why=error.message)
         return True
 
     async def _change(
