@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import os
 import re
 import resource
 from collections.abc import Callable
@@ -33,6 +35,8 @@ from lambdalm import logs
 from lambdalm.commands import Service, service_cli
 from lambdalm.errors import Code, LlmError
 
+from .conftest import SOON, WAIT
+
 Command = Callable[..., Result]
 
 
@@ -40,15 +44,6 @@ class Config(msgspec.Struct, frozen=True):
     """As much of the proxy's config as the commands use."""
 
     keys: KeysConfig = KeysConfig()
-
-
-class Clock:
-    """A monotonic clock that goes when it is told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(autouse=True)
@@ -162,46 +157,70 @@ def test_without_a_file_nobody_is_asked() -> None:
     assert make_ring(KeysConfig()) is None
 
 
-def test_a_revoked_key_is_refused_while_the_proxy_runs(file: Path, command: Command) -> None:
-    key, clock = add(file, "ada"), Clock()
-    ring = KeyRing(file, 1, clock)
-    assert command("key-revoke", only(file).id).exit_code == 0
-    clock.now = 0.9
-    assert ring.find(key) is not None, "the file is looked at more than once a second"
-    clock.now = 1.0
-    assert ring.find(key) is None
+async def test_a_revoked_key_is_refused_while_the_proxy_runs(file: Path, command: Command) -> None:
+    key = add(file, "ada")
+    ring = KeyRing(file, SOON)
+    async with ring.followed(), asyncio.timeout(WAIT):
+        assert command("key-revoke", only(file).id).exit_code == 0
+        while ring.find(key) is not None:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0)
+
+
+async def test_callers_are_known_while_the_file_is_read(file: Path) -> None:
+    key = add(file, "ada")
+    ring = KeyRing(file, SOON)
+    async with ring.followed(), asyncio.timeout(WAIT):
+        text = becomes_pipe(file)
+        writes = await asyncio.to_thread(file.open, "w")  # once it is being read
+        await asyncio.to_thread(file.unlink)
+        assert known(ring, key).name == "ada"
+        writes.write(text.replace("name: ada", "name: eve"))
+        writes.close()
+        while known(ring, key).name != "eve":  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0)
+
+
+def becomes_pipe(file: Path) -> str:
+    """What was in the file, which is a pipe now: to open it waits for the other side."""
+    text = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+    return text
+
+
+def known(ring: KeyRing, key: str) -> KeyEntry:
+    found = ring.find(key)
+    assert found is not None
+    return found
 
 
 def test_an_edit_by_hand_counts(file: Path) -> None:
-    key, clock = add(file, "ada", tokens_per_day=5), Clock()
-    ring = KeyRing(file, 1, clock)
+    key = add(file, "ada", tokens_per_day=5)
+    ring = KeyRing(file)
     edit(file, "tokens_per_day: 5", "tokens_per_day: 50")
-    clock.now = 1.0
-    found = ring.find(key)
-    assert found is not None
-    assert found.limits == Limits(tokens_per_day=50)
+    ring.look()
+    assert known(ring, key).limits == Limits(tokens_per_day=50)
 
 
 @pytest.mark.parametrize("damage", ["edited", "deleted"])
 def test_a_file_that_breaks_leaves_the_keys_as_they_were_and_is_complained_of_once(
     file: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key, clock = add(file, "ada", tokens_per_day=5), Clock()
-    ring = KeyRing(file, 1, clock)
+    key = add(file, "ada", tokens_per_day=5)
+    ring = KeyRing(file)
     good = file.read_text()
     if damage == "edited":
         edit(file, "tokens_per_day: 5", "tokens_per_day: five")
     else:
         file.unlink()
-    for clock.now in (1.0, 2.0, 3.0):
+    for _ in range(3):
+        ring.look()
         assert ring.find(key) is not None
     (record,) = caplog.records
     assert ("line 3, the key 'ada'" if damage == "edited" else "cannot be read: No such file") in record.getMessage()
-    file.write_text(good.replace("ada", "eve!"))
-    clock.now = 4.0
-    found = ring.find(key)
-    assert found is not None
-    assert found.name == "eve!"
+    file.write_text(good.replace("name: ada", "name: eve!"))
+    ring.look()
+    assert known(ring, key).name == "eve!"
 
 
 def test_a_file_that_is_not_there_at_the_start_stops_it(file: Path) -> None:

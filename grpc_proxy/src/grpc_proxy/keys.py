@@ -18,7 +18,6 @@ import hmac
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +26,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from grpc_proxy.following import followed
 from grpc_proxy.ledger import Limits
 from lambdalm import logs
 from lambdalm.errors import Code, LlmError
@@ -79,34 +79,32 @@ def make_ring(config: KeysConfig) -> KeyRing | None:
 
 
 class KeyRing:
-    """The keys of the file, as of `reload_seconds` ago at most. `monotonic` is a clock in seconds.
+    """The keys of the file, as they were when `look` was last called; `followed` does that every `reload_seconds`.
 
     Raises `LlmError(FAILED_PRECONDITION)` for a file that cannot be read or understood. One that becomes so later is
     complained of in the log, and the keys stay as they were.
     """
 
-    def __init__(self, file: Path, reload_seconds: float = 1, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, file: Path, reload_seconds: float = 1) -> None:
         self._file = file
         self._seconds = reload_seconds
-        self._monotonic = monotonic
-        self._look_at = monotonic() + reload_seconds
-        self._stamp = self._look()  # before it is read: a change in between is seen next time
+        self._stamp = self._stamped()  # before it is read: a change in between is seen next time
         self._entries = read_keys(file)
 
     def find(self, presented: str) -> KeyEntry | None:
         """The entry of this key, unless it is revoked; found in a time that does not tell how much of it is right."""
-        self._reload()
         _, _, rest = presented.partition("-")
         entry = self._entries.get(rest.partition("-")[0], _NOBODY)
         right = hmac.compare_digest(_digest(presented), entry.sha256)
         return entry if right and entry.revoked is None else None
 
-    def _reload(self) -> None:
-        now = self._monotonic()
-        if now < self._look_at:
-            return
-        self._look_at = now + self._seconds
-        stamp = self._look()
+    def followed(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """As long as this lasts, edits of the file count."""
+        return followed(self.look, self._seconds)
+
+    def look(self) -> None:
+        """Read the file again if it has changed. A thread may do it: 1,000 keys take a third of a second."""
+        stamp = self._stamped()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -115,7 +113,7 @@ class KeyRing:
         except LlmError as error:
             _log.warning("the keys stay as they were", why=error.message)
 
-    def _look(self) -> object:
+    def _stamped(self) -> object:
         """What changes when the file does."""
         try:
             stat = self._file.stat()

@@ -98,6 +98,8 @@ async def serve(config: Config, ready: Callable[[], None]) -> None:
         bridges = await stack.enter_async_context(_bridge(config, proxy, certificate))
         if certificate is not None:
             await stack.enter_async_context(certificate.followed())
+        if proxy.ring is not None:
+            await stack.enter_async_context(proxy.ring.followed())
         await stack.enter_async_context(proxy.health.watched())
         await server.start()
         ready()

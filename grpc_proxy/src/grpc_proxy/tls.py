@@ -10,14 +10,12 @@ loaded into the same context would leave the old one in it if its key is of anot
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import ipaddress
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
+from grpc_proxy.following import followed
 from lambdalm import logs
 from lambdalm.errors import Code, LlmError
 
@@ -104,21 +103,9 @@ class Certificate:
         front.sni_callback = newest
         return front
 
-    @contextlib.asynccontextmanager
-    async def followed(self) -> AsyncIterator[None]:
+    def followed(self) -> contextlib.AbstractAsyncContextManager[None]:
         """As long as this lasts, files that change are taken anew."""
-        following = asyncio.create_task(self._follow())
-        try:
-            yield
-        finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.reload_seconds)
-            await asyncio.to_thread(self.look)
+        return followed(self.look, self._config.reload_seconds)
 
     def look(self) -> None:
         """Take the files anew if they have changed and are good; the log says what happened."""

@@ -17,7 +17,7 @@ from grpc_proxy.config import Config
 from grpc_proxy.detached import DetachedRuns
 from grpc_proxy.door import Door
 from grpc_proxy.health import Health
-from grpc_proxy.keys import make_ring
+from grpc_proxy.keys import KeyRing, make_ring
 from grpc_proxy.metrics import Metrics
 from grpc_proxy.pool import Pool
 from grpc_proxy.quotas import Quotas
@@ -39,6 +39,7 @@ class Proxy(NamedTuple):
     metrics: Metrics
     quotas: Quotas
     store: Guarded
+    ring: KeyRing | None
 
     def server(self, options: Sequence[tuple[str, int]]) -> grpc.aio.Server:
         """A gRPC server of all services, not started and without a port."""
@@ -82,4 +83,4 @@ async def make_proxy(config: Config, http: Clients) -> Proxy:
 
     service = LlmService(config.stream, door, answering, sessions, pool, detached, look, metrics)
     await store.open()
-    return Proxy(service, door, pool, health, metrics, quotas, store)
+    return Proxy(service, door, pool, health, metrics, quotas, store, ring)
