@@ -668,10 +668,6 @@ async def test_its_models_are_those_of_all_backends_that_answer() -> None:
         asked = len(c.requests)
         assert sorted(model.id for model in await pool.models()) == ["x", "y", "z"]
         assert len(c.requests) == asked
-        pool.looked("c", UP)
-        a.play = b.play = c.play = refuses(Code.UNAVAILABLE)
-        with pytest.raises(LlmError):
-            await pool.models()
 
 
 Stage = Callable[[Backend, Pool, Ask], Awaitable[asyncio.Task[Any]]]
@@ -842,6 +838,28 @@ async def test_a_caller_who_leaves_stops_the_plain_answer() -> None:
         await cancelled(task)
         await asyncio.wait_for(a.left.get(), WAIT)
         assert idle(pool)
+
+
+async def test_an_upstream_that_cannot_list_its_models_is_asked_once() -> None:
+    a = Backend(refuses(Code.UNAVAILABLE))
+    async with up(a), pooled(a) as pool:
+        for _ in range(3):
+            with pytest.raises(LlmError) as raised:
+                await pool.models()
+            assert raised.value.code is Code.UNAVAILABLE
+        assert len(a.requests) == 1
+        a.play = sends(answer("200 OK", "application/json", b'{"models":[{"id":"tiny","provider":"p"}]}'))
+        await pool.members["a"].list_models()
+        assert await pool.models() == [ModelInfo("tiny", "p")]
+
+
+async def test_models_that_were_listed_count_while_the_upstream_cannot_say() -> None:
+    a = Backend(refuses(Code.UNAVAILABLE))
+    async with up(a), pooled(a) as pool:
+        pool.members["a"].offers([ModelInfo("tiny", "p", 512)])
+        with pytest.raises(LlmError):
+            await pool.members["a"].list_models()
+        assert await pool.models() == [ModelInfo("tiny", "p", 512)]
 
 
 async def test_models_that_are_known_are_not_asked_for() -> None:

@@ -130,7 +130,7 @@ def _log_change(name: str, look: Look) -> None:
 async def _list(member: Member) -> bool:
     """Learn what it offers; a backend that cannot say so now is asked again at the next look."""
     try:
-        member.offers(await member.upstream.models())
+        await member.list_models()
     except LlmError as error:
         _log.debug("the backend does not list its models", why=error.message)
         return False

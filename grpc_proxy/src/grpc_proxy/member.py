@@ -9,18 +9,19 @@ from grpc_proxy.config import UpstreamConfig
 from grpc_proxy.dialects import Look
 from grpc_proxy.routing import RoutingConfig, Target
 from grpc_proxy.upstream import Upstream
+from lambdalm.errors import LlmError
 from lambdalm.models import ModelInfo
 
 
 class Member:
-    """One upstream with its place in the routing. `listed` are the models that it has listed, None before it has."""
+    """One upstream with its place in the routing. `listed` are the models that it listed last, or why it did not."""
 
     def __init__(self, upstream: Upstream, target: Target) -> None:
         self.upstream = upstream
         self.target = target
         self.look = Look(None, "not looked at yet")
         self.windows: dict[str, int | None] = {}
-        self.listed: Sequence[ModelInfo] | None = None
+        self.listed: Sequence[ModelInfo] | LlmError | None = None
         self.when_down: dict[object, Callable[[], None]] = {}
         """What is called when it is found down, by who wants that."""
 
@@ -41,6 +42,23 @@ class Member:
         if look.why is not None:
             for leave in list(self.when_down.values()):
                 leave()
+
+    async def models(self) -> Sequence[ModelInfo]:
+        """What it listed last; it is asked only if it has not been yet. Raises LlmError where it did not list any."""
+        if self.listed is None:
+            await self.list_models()
+        if isinstance(self.listed, LlmError):
+            raise self.listed.with_traceback(None)  # which would grow with every raise
+        return self.listed or ()
+
+    async def list_models(self) -> None:
+        """Ask what it offers; what it said before counts while it cannot say."""
+        try:
+            self.offers(await self.upstream.models())
+        except LlmError as error:
+            if self.listed is None or isinstance(self.listed, LlmError):
+                self.listed = error
+            raise
 
     def offers(self, models: Sequence[ModelInfo]) -> None:
         self.listed = models

@@ -159,11 +159,11 @@ class Pool:
         return None if None in whys else whys[0]
 
     async def models(self) -> list[ModelInfo]:
-        """The models of all upstreams that answer now, each once: as they were last listed. One that has not listed any
-        yet is asked; raises LlmError where that gives none."""
+        """The models of all upstreams that answer now, each once: as they were last listed. Raises LlmError where there
+        are none and an upstream could not say."""
         up = [member for member in self.members.values() if member.target.down is None]
         asked = up or list(self.members.values())
-        answers = await asyncio.gather(*(_listed(member) for member in asked), return_exceptions=True)
+        answers = await asyncio.gather(*(member.models() for member in asked), return_exceptions=True)
         found: dict[str, ModelInfo] = {}
         for member, answer in zip(asked, answers, strict=True):
             if not isinstance(answer, BaseException):
@@ -252,10 +252,6 @@ class Pool:
             why = f"none of {len(targets)} backends can answer; of the first, {target.name}: {why}"
         origin = self.members[target.name].upstream.origin
         return LlmError(Code.UNAVAILABLE, why, retry_after=jittered(), origin=origin)
-
-
-async def _listed(member: Member) -> Sequence[ModelInfo]:
-    return await member.upstream.models() if member.listed is None else member.listed
 
 
 async def _first(incoming: Incoming, attempt: Attempt) -> list[StreamEvent]:
