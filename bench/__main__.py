@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import added, cancel, features, greedy, overhead, report, streams
+from bench import added, cancel, features, greedy, overhead, overload, report, streams
 from bench.report import Table
 
-_PROGRAMS = (added, overhead, streams, cancel, greedy, features)
+_PROGRAMS = (added, overhead, streams, cancel, greedy, overload, features)
 
 
 def measure(options: argparse.Namespace) -> list[Table]:
