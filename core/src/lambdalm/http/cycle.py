@@ -28,10 +28,11 @@ class RequestError(LlmError):
 class Cycle(RequestResponseCycle):
     """One request and its answer. `clock` starts when the head is whole; `on_leave` is called when the client leaves.
 
-    `length` is the announced size of the body in bytes, infinite for a chunked one.
+    `length` is the announced size of the body in bytes, infinite for a chunked one. `expects_100` says that the client
+    waits for "100 Continue" before it sends its body.
     """
 
-    def __init__(self, connection: Connection, scope: Any, keep_alive: bool, length: float) -> None:
+    def __init__(self, connection: Connection, scope: Any, length: float, keep_alive: bool, expects_100: bool) -> None:
         super().__init__(
             scope=scope,
             transport=connection.transport,
@@ -41,10 +42,11 @@ class Cycle(RequestResponseCycle):
             access_log=False,
             default_headers=connection.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=connection.expect_100_continue and scope["http_version"] != "1.0",
+            expect_100_continue=expects_100,
             keep_alive=keep_alive,
             on_response=connection.on_response_complete,
         )
+        scope["lambdalm.cycle"] = self
         self.clock = HopClock(connection.shared.hop)
         self.length = length
         self.received = 0
