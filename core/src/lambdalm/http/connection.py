@@ -221,13 +221,13 @@ class Connection(HttpToolsProtocol):
         cycle = self._current
         if cycle is None or not cycle.response_complete or self.transport.is_closing():
             return
-        if cycle.closes or not cycle.more_body:
+        if not (cycle.stays and cycle.more_body):
             self._next()
 
     def _next(self) -> None:
         assert self._current is not None
         limits = self.shared.limits
-        if self._current.closes or self.deaf:
+        if self.deaf or not self._current.stays:
             self._close()
             return
         if self.pipeline:
@@ -242,7 +242,7 @@ class Connection(HttpToolsProtocol):
         if self._current is None or self._current.response_complete:
             self._close()
         else:
-            self._current.keep_alive = False
+            self._current.stays = False
 
     def refuse_body(self, refusal: LlmError) -> None:
         """If a body is under way, give it up, and let that be the answer to its request."""
@@ -257,7 +257,7 @@ class Connection(HttpToolsProtocol):
         self._take_ahead()
         self.pipeline.clear()
         if self._current is not None:
-            self._current.keep_alive = False
+            self._current.stays = False
 
     def give_up(self, refusal: RequestError) -> None:
         """What has come is no request: say so, unless an answer to the one before it is under way."""

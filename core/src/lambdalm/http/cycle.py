@@ -32,7 +32,7 @@ class Cycle(RequestResponseCycle):
     waits for "100 Continue" before it sends its body.
     """
 
-    def __init__(self, connection: Connection, scope: Any, length: float, keep_alive: bool, expects_100: bool) -> None:
+    def __init__(self, connection: Connection, scope: Any, length: float, stays: bool, expects_100: bool) -> None:
         super().__init__(
             scope=scope,
             transport=connection.transport,
@@ -43,7 +43,7 @@ class Cycle(RequestResponseCycle):
             default_headers=connection.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=expects_100,
-            keep_alive=keep_alive,
+            keep_alive=stays,
             on_response=connection.on_response_complete,
         )
         scope["lambdalm.cycle"] = self
@@ -54,14 +54,14 @@ class Cycle(RequestResponseCycle):
         self.pieces = 0
         self.on_leave: Callable[[], None] | None = None
         self.refusal: LlmError | None = None
-        self.closes = False
-        """Whether the connection closes after the answer; known when the answer has been written."""
+        self.stays = stays
+        """Whether the connection stays open after the answer."""
         self._until_close = False  # HTTP/1.0 has no chunks: the end of the connection ends a stream
 
     def refuse(self, refusal: LlmError) -> None:
         """The body will not be had: raise `refusal` where it is awaited. The connection closes after the answer."""
         self.refusal = refusal
-        self.keep_alive = False
+        self.stays = False
         self.body.clear()
         self.message_event.set()
 
@@ -87,17 +87,16 @@ class Cycle(RequestResponseCycle):
             self._start(message["headers"])
         elif self._until_close:
             self.expected_content_length = len(message["body"])
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.closes = not self.keep_alive
-            self.keep_alive = True
         await super().send(message)
+        self.keep_alive = True
 
     def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
         if self.more_body and (self.length > _MOST_TO_DISCARD or self.waiting_for_100_continue):
-            self.keep_alive = False  # one that waits for "100 Continue" may send its next request instead of a body
+            self.stays = False  # one that waits for "100 Continue" may send its next request instead of a body
         if self.scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in headers):
             self._until_close = True
             self.chunked_encoding = False
+        self.keep_alive = self.stays  # for the head; then it is not uvicorn that closes
 
     def answer_past_app(self) -> bool:
         """The whole answer is written by the connection; says whether that closes after it."""
