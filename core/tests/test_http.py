@@ -133,6 +133,14 @@ def test_a_body_over_the_limit_is_a_413(hop: Hop) -> None:
     }
 
 
+def test_answer_before_a_body_that_is_too_large_says_close(hop: Hop) -> None:
+    head = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": "4097"}
+    with hop.connect() as connection:
+        connection.send(request_bytes("POST", "/query", head))
+        answer = connection.answer()
+        assert (answer.status, answer.headers["Connection"]) == (413, "close")
+
+
 def test_a_chunked_body_over_the_limit_is_a_413(hop: Hop) -> None:
     def body() -> Iterator[bytes]:
         yield b'{"prompt":"'

@@ -14,7 +14,7 @@ from lambdalm.timings import HopClock
 if TYPE_CHECKING:
     from lambdalm.http.connection import Connection
 
-_MOST_TO_DISCARD = 1024 * 1024  # bytes of a body that its answer did not wait for; of a longer one none is read
+_MOST_TO_DISCARD = 1024 * 1024  # bytes of a body that its answer did not wait for: a longer one closes the connection
 
 
 class RequestError(LlmError):
@@ -52,6 +52,7 @@ class Cycle(RequestResponseCycle):
         self.received = 0
         """Bytes of the body so far, which have come in `pieces`."""
         self.pieces = 0
+        self._most_to_discard = min(_MOST_TO_DISCARD, connection.shared.limits.body_bytes)
         self.on_leave: Callable[[], None] | None = None
         self.refusal: LlmError | None = None
         self.stays = stays
@@ -91,7 +92,7 @@ class Cycle(RequestResponseCycle):
         self.keep_alive = True
 
     def _start(self, headers: list[tuple[bytes, bytes]]) -> None:
-        if self.more_body and (self.length > _MOST_TO_DISCARD or self.waiting_for_100_continue):
+        if self.more_body and (self.length > self._most_to_discard or self.waiting_for_100_continue):
             self.stays = False  # one that waits for "100 Continue" may send its next request instead of a body
         if self.scope["http_version"] == "1.0" and all(name.lower() != b"content-length" for name, _ in headers):
             self._until_close = True
