@@ -12,10 +12,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from psutil import Process
 
 from lambdalm.events import Finished, Started, TextDelta, Tokens, Usage
+from lambdalm.http.limits import Limits
 from lambdalm.stream import EventReader
 
 from .hop import WAIT, Connection, Hop, Stream, query_bytes, request_bytes, running
@@ -360,6 +362,20 @@ def test_a_target_of_another_name_is_misdirected(hop: Hop) -> None:
     with hop.connect() as connection:
         connection.send(request_bytes("GET", "http://evil.example/things", LOCAL))
         assert connection.answer().status == 421
+
+
+@pytest.mark.parametrize("host", ["api.example.com", "API.example.com.:443", "a.example.org"])
+def test_allowed_hosts_may_have_ports_and_a_last_dot(tmp_path: Path, host: str) -> None:
+    allowed = "Api.Example.com:8443, .example.org."
+    with running(tmp_path / "log", allowed_hosts=allowed) as own, own.connect() as connection:
+        connection.send(request_bytes("GET", "/things", {"Host": host}))
+        assert connection.answer().status == 200
+
+
+@pytest.mark.parametrize("given", ["http://api.example.com", "a.example b.example", "::1", "a.example,:80"])
+def test_allowed_host_that_is_no_name_stops_the_start(given: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match="is no host name"):
+        msgspec.convert({"allowed_hosts": given}, Limits)
 
 
 # Time budgets

@@ -14,24 +14,41 @@ _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]*)(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
+def names(allowed_hosts: str | None) -> set[str]:
+    """The names in this setting, without ports and the root's dot; raises ValueError that quotes one that is none."""
+    found = set()
+    for given in filter(None, map(str.strip, (allowed_hosts or "").split(","))):
+        name = _name(given)
+        if not name:
+            raise ValueError(f"allowed_hosts: {given!r} is no host name; give names separated by commas")
+        found.add(name)
+    return found
+
+
 def allow_list(listen_host: str, allowed_hosts: str | None) -> Callable[[str], bool]:
     """Whether a request's `Host` (a name or address, with or without a port) is one of this server's.
 
     `allowed_hosts` are names separated by commas; `.example.com` stands for all names below it, `*` for every name.
+    Raises ValueError where one is no name.
     """
-    names = {name.strip().lower() for name in (allowed_hosts or "").split(",") if name.strip()}
-    everything = "*" in names or (not names and listen_host in _WILDCARDS)
-    exact = {"localhost", listen_host.lower(), *(name for name in names if not name.startswith("."))}
-    endings = (".localhost", *(name for name in names if name.startswith(".")))
+    allowed = names(allowed_hosts)
+    everything = "*" in allowed or (not allowed and listen_host in _WILDCARDS)
+    exact = {"localhost", _name(listen_host), *(name for name in allowed if not name.startswith("."))}
+    endings = (".localhost", *(name for name in allowed if name.startswith(".")))
 
     def allows(host: str) -> bool:
-        found = _AUTHORITY.fullmatch(host)
-        if found is None:
+        name = _name(host)
+        if name is None:
             return False
-        name = found[1].lower().removesuffix(".")
         return everything or name in exact or name.endswith(endings) or _is_address(name)
 
     return allows
+
+
+def _name(authority: str) -> str | None:
+    """The name or address in it, without its port and the root's dot; None where it is no authority."""
+    found = _AUTHORITY.fullmatch(authority)
+    return None if found is None else found[1].lower().removesuffix(".")
 
 
 def _is_address(name: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lambdalm.http.hosts import names
+
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Bytes = Annotated[int, Meta(ge=1)]
 
@@ -27,3 +29,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_pause: Annotated[float, Meta(ge=0, le=86400)] = 0
     grace: Annotated[float, Meta(ge=0, le=86400)] = 30
     allowed_hosts: str | None = None
+
+    def __post_init__(self) -> None:
+        names(self.allowed_hosts)

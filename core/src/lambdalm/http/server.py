@@ -42,7 +42,7 @@ _TICK_SECONDS = 0.05
 _IDLE_TICK_SECONDS = 0.25
 _FEW_CONNECTIONS = 8
 _LAST_WORDS_SECONDS = 2.0  # for the ends of cancelled calls to be written
-_CLOSING_SECONDS = 5.0  # for the hop to close what it has opened
+_CLOSING_SECONDS = 10.0  # for the hop to close what it has opened: a health check takes 3 s, a last line of a log 5 s
 
 OpenHop = Callable[[Lifecycle], AbstractAsyncContextManager[HttpHop]]
 """Makes the hop's app on the loop, and closes what it has opened."""
