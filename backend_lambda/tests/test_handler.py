@@ -159,8 +159,8 @@ def test_with_a_token_only_health_and_a_direct_invocation_are_open() -> None:
     with function(PROVIDER="scripted", BACKEND_TOKEN="canary-token") as running:
         assert running(http_api("GET", rawPath="/health", body=None))["statusCode"] == 200
         assert "Authorization: Bearer" in error(running(asking(prompt="hi")), 401, "UNAUTHENTICATED")
-        wrong = asking(headers={"authorization": "Bearer other"}, prompt="hi")
-        assert running(wrong)["statusCode"] == 401
+        wrong = running(asking(headers={"authorization": "Bearer other"}, prompt="hi"))
+        assert (wrong["statusCode"], wrong["headers"]["WWW-Authenticate"]) == (401, "Bearer")
         right = asking(headers={"authorization": "Bearer canary-token"}, prompt="hi")
         assert body(running(right))["text"] == "hi"
         assert running({"prompt": "hi"})["text"] == "hi"

@@ -237,5 +237,6 @@ def test_a_proxy_that_wants_a_key_says_so_at_every_route() -> None:
         for path in ("/sessions", "/chain", "/stats"):
             refused = requests.get(f"{chain.url}{path}", timeout=WAIT)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "UNAUTHENTICATED")
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
         key = {"Authorization": "Bearer k"}
         assert requests.get(f"{chain.url}/sessions", headers=key, timeout=WAIT).json() == {"sessions": []}

@@ -18,12 +18,5 @@ def require(app: flask.Flask, token: str) -> None:
 
     @app.before_request
     def check() -> None:
-        if flask.request.path in OPEN or bears(flask.request.headers.get("Authorization", ""), token):
-            return
-        flask.after_this_request(_challenge)
-        raise no_token()
-
-
-def _challenge(response: flask.Response) -> flask.Response:
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+        if flask.request.path not in OPEN and not bears(flask.request.headers.get("Authorization", ""), token):
+            raise no_token()

@@ -39,6 +39,8 @@ def failure(error: LlmError, request_id: str, clock: HopClock, status: int | Non
     error = error.at(clock.hop)
     status = http_status(error, clock.hop) if status is None else status
     reply = answer(ErrorAnswer(ErrorBody.of(error), clock.timings()), request_id, clock, status)
+    if status == 401:
+        reply.headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         reply.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return reply
