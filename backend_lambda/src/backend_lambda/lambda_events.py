@@ -70,9 +70,9 @@ def is_http(event: Any) -> bool:
 
 
 def read(event: Any) -> Request:
-    """The request in an event; raises LlmError(INVALID_ARGUMENT) for one that makes no sense."""
+    """The request in an event; raises LlmError(INVALID_ARGUMENT) for an event of an unknown shape."""
     if not is_http(event):
-        # An invocation has one result, so nobody could read a stream.
+        # An invocation has one result, so its caller could not read a stream.
         body = {**event, "stream": False} if isinstance(event, dict) else event
         return Request("POST", "/query", {"content-type": JSON}, _json(body))
     kind: type[_V1 | _V2] = _V1 if "httpMethod" in event else _V2

@@ -2,7 +2,7 @@
 
 Theory of operation. A thread that blocks for a request (on a queue, a socket, an engine) cannot be stopped from
 outside: a running generator cannot be closed by another thread, and closing a socket does not wake its `recv`.
-So whoever blocks first says how it can be woken:
+So code that is about to block says how it can be woken:
 
     with call.on_cancel(wake_me):
         block()
@@ -107,9 +107,9 @@ class Call:
             callback()
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long; when the call is stopped or its time is up before, raises what `check` raises."""
+        """Sleep for `seconds`; raises what `check` raises when the call is stopped or its time is up before."""
         if seconds > 0 and self._running.acquire(timeout=min(seconds, self.remaining())):
-            self._running.release()  # for whoever else waits
+            self._running.release()  # for other threads that wait
         self.check()
 
     @contextlib.contextmanager

@@ -94,7 +94,7 @@ class Deaths:
         self._young = 0
 
     def pause(self, lived: float) -> float | None:
-        """Seconds to wait before a worker that `lived` so many is replaced; None: give up."""
+        """Seconds to wait before a worker is replaced that has `lived` these seconds; None: give up."""
         self._young = self._young + 1 if lived < _YOUNG_SECONDS else 0
         return None if self._young >= _MOST_YOUNG_DEATHS else _PAUSE * (2**self._young - 1)
 

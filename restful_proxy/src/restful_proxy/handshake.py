@@ -70,7 +70,7 @@ class Inspector:
             return error.message
         except ssl.SSLError as error:
             return f"{self._proxy} {_broken(error)}"
-        except (OSError, ValueError):  # nobody is there, or that is no name, which gRPC says well enough
+        except (OSError, ValueError):  # no server there, or no such name: gRPC says so well enough
             return None
         return None if spoke else f"{self._proxy} closed the connection after the TLS handshake: {self._stranger()}"
 

@@ -1,6 +1,6 @@
 """TLS with the gRPC proxy: which files it takes, and what is made of them.
 
-They are tried with OpenSSL before gRPC gets them: gRPC takes what makes no sense, and then fails every call.
+They are tried with OpenSSL before gRPC gets them: gRPC takes any bytes, and then fails every call.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def context(config: TlsConfig) -> ssl.SSLContext:
         made = ssl.create_default_context(cafile=config.authorities)
     if config.cert_path is not None:
         with _naming("cert_path", config.cert_path):
-            made.load_cert_chain(config.cert_path, config.key_path, password="")  # nobody is there to be asked
+            made.load_cert_chain(config.cert_path, config.key_path, password="")  # there is no one to ask for it
     made.set_alpn_protocols(_ALPN)
     return made
 

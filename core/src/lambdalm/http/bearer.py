@@ -1,4 +1,4 @@
-"""A bearer token that a Flask hop asks for: one secret, shared by the hop and whoever may ask it."""
+"""A bearer token for a Flask hop: one secret, which the hop shares with those who may use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import flask
 from lambdalm.credentials import bears, no_token
 
 OPEN = frozenset({"/health", "/healthz", "/readyz"})
-"""What anybody may ask: balancers and supervisors have no token."""
+"""Paths that need no token: balancers and supervisors have none."""
 
 
 def require(app: flask.Flask, token: str) -> None:

@@ -330,7 +330,7 @@ class Connection(HttpToolsProtocol):
             self._close()
 
     def _expect(self, seconds: float | None) -> None:
-        """The client has so many seconds for what comes next; with None it is the server's turn."""
+        """Give the client these seconds for what comes next; with None it is the server's turn."""
         waiting = self.shared.waiting
         if seconds is None:
             self._deadline = math.inf
@@ -348,7 +348,7 @@ class Connection(HttpToolsProtocol):
         return self._held > 0
 
     def _hold(self, size: int) -> None:
-        """So many bytes more, or fewer, are held for this client."""
+        """Count `size` bytes more as held for this client, or fewer where it is negative."""
         self._held += size
         self.shared.held += size
 

@@ -60,7 +60,7 @@ class Cycle(RequestResponseCycle):
         self._until_close = False  # HTTP/1.0 has no chunks: the end of the connection ends a stream
 
     def refuse(self, refusal: LlmError) -> None:
-        """The body will not be had: raise `refusal` where it is awaited. The connection closes after the answer."""
+        """The body is given up: raise `refusal` where it is awaited. The connection closes after the answer."""
         self.refusal = refusal
         self.stays = False
         self.body.clear()

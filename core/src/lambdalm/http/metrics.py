@@ -51,7 +51,7 @@ class HttpMetrics:
         self._in_flight.set(in_flight)
 
     def lagged(self, seconds: float, now: float) -> None:
-        """The loop ran a timer so many seconds late; `now` is the loop's time."""
+        """The loop ran a timer `seconds` late; `now` is the loop's time."""
         if now >= self._lag_window + 1:
             self._lag_window = now
             self._lags.append(0.0)
