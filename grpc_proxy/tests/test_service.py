@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from grpc_proxy import door
 from lambdalm import timings
 from lambdalm.errors import Code, ErrorBody, LlmError
 from lambdalm.events import Answer, Delta, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
@@ -21,7 +22,22 @@ from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
 from lambdalm_proto.v1 import llm_pb2_grpc
 
-from .conftest import DELTAS, END, SOON, STARTED, TEXT, TIMINGS, USAGE, WAIT, WHOLE, failure, new_config, proxy_here
+from .conftest import (
+    DELTAS,
+    END,
+    SOON,
+    STARTED,
+    TEXT,
+    TIMINGS,
+    USAGE,
+    WAIT,
+    WHOLE,
+    all_ended,
+    failure,
+    new_config,
+    proxy_here,
+    whole_proxy_here,
+)
 
 BEGUN = STARTED + DELTAS[0]
 NO_ROOM = LlmError(Code.RESOURCE_EXHAUSTED, "no room: λ", retry_after=2.5, origin="llamacpp")
@@ -469,6 +485,27 @@ async def test_a_reader_that_takes_nothing_ends_the_generation(wire: Wire) -> No
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await _to_its_end(call)
     assert raised.value.code() is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"stream": {"write_seconds": 0.5}}, {"limits": {"default_timeout": 0.5}}],
+    ids=["it reads nothing", "its time is up"],
+)
+async def test_a_call_ends_though_its_reader_takes_no_error(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.send(OK_SSE + BEGUN)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await peer.send(encode_event(TextDelta("x" * 60_000)))
+
+    monkeypatch.setattr(door, "_ERROR_SECONDS", SOON)
+    async with RawServer(play) as backend, whole_proxy_here(new_config(backend.url, **parts)) as here:
+        call: Any = llm_pb2_grpc.LlmServiceStub(here.channel).GenerateStream(HELLO)  # type: ignore[no-untyped-call]
+        await call.read()
+        await all_ended(here.proxy)
 
 
 async def _to_its_end(call: Any) -> None:

@@ -16,6 +16,7 @@ from grpc_proxy.config import LimitsConfig
 from grpc_proxy.detached import DetachedRuns, cut_off
 from grpc_proxy.exchange import Exchange
 from grpc_proxy.metrics import Metrics
+from grpc_proxy.outlet import ReaderStuckError
 from lambdalm import call as calls
 from lambdalm import logs, timings, tracing
 from lambdalm.call import Call
@@ -27,6 +28,7 @@ from lambdalm.tracing import Span
 from lambdalm_proto.v1 import llm_pb2
 
 HOP = "proxy"
+_ERROR_SECONDS = 10.0  # for a caller to take the error of its call, behind what it has not read yet
 _TRACED = {"generateText", "Generate", "GenerateStream"}  # who asks how things are, asks often
 
 _SERVICE = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
@@ -132,8 +134,14 @@ class Door:
             asked.call.span.end(code)
 
     async def _abort(self, context: Context, asked: Asked, error: LlmError) -> NoReturn:
+        """End the call with an error. gRPC resets one whose caller does not read that."""
         logs.request_line("failed", **asked.for_log(self._prompt_chars), **error.for_log())
-        await context.abort(status.STATUS[error.code], error.message, asked.trailing() + status.details(error))
+        seconds = 0 if isinstance(error, ReaderStuckError) else _ERROR_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                await context.abort(status.STATUS[error.code], error.message, asked.trailing() + status.details(error))
+        except TimeoutError:
+            raise asyncio.CancelledError from None
 
     def _check_room(self) -> None:
         if len(self._running) >= self._limits.max_in_flight:

@@ -29,9 +29,13 @@ _HEARTBEAT = messages.event_to_proto(Heartbeat()).SerializeToString()
 Write = Callable[[bytes], Awaitable[None]]
 
 
+class ReaderStuckError(LlmError):
+    """The caller has read nothing for too long: it would not read an error either."""
+
+
 class Outlet:
-    """One stream's, a context manager around all of it. It ends with `LlmError(CANCELLED)` where its caller reads
-    nothing for too long."""
+    """One stream's, a context manager around all of it. It ends with ReaderStuckError where its caller reads nothing
+    for too long."""
 
     def __init__(self, write: Write, begin: Callable[[], Awaitable[None]], watchdog: Watchdog) -> None:
         """`begin` is awaited before the first `write`."""
@@ -87,7 +91,7 @@ class Outlet:
         if self._writing_since is not None:
             if now - self._writing_since >= write_seconds:
                 why = f"the client has read nothing for {write_seconds:g} s"
-                self._interrupt.fire(LlmError(Code.CANCELLED, why))
+                self._interrupt.fire(ReaderStuckError(Code.CANCELLED, why))
         elif not self._quiet and now - self._written >= heartbeat_seconds:
             self._beat = asyncio.create_task(self._write(_HEARTBEAT))
 
