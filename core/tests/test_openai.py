@@ -194,7 +194,16 @@ def test_what_comes_after_the_end_is_not_looked_at() -> None:
     assert (events[-1], error) == (Finished(FinishReason.STOP), None)
 
 
-@pytest.mark.parametrize("nonsense", [b"data: {\n\n", b"data: 7\n\n", data({"choices": 7}), b"data: \xff\n\n"])
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"data: {\n\n",
+        b"data: 7\n\n",
+        data({"choices": 7}),
+        data({"usage": {"prompt_tokens": -1}}),
+        b"data: \xff\n\n",
+    ],
+)
 def test_nonsense_is_an_internal_error(nonsense: bytes) -> None:
     assert failed(nonsense).code is Code.INTERNAL
 

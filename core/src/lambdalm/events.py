@@ -14,11 +14,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from lambdalm.errors import Code, LlmError
 from lambdalm.timings import HopClock, Timings
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""How many tokens; as many as protobuf's int64 holds."""
+Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""Which tool call; an int32 of protobuf holds it."""
 
 
 class FinishReason(enum.StrEnum):
@@ -60,7 +67,7 @@ class TextDelta(_Event, frozen=True, tag="text_delta"):
 class ToolCallDelta(_Event, frozen=True, tag="tool_call_delta"):
     """More of the tool call number `index`: `id` and `name` come once, `arguments` (JSON text) in pieces."""
 
-    index: int
+    index: Index
     id: str | None = None
     name: str | None = None
     arguments: str = ""
@@ -73,15 +80,15 @@ class Heartbeat(_Event, frozen=True, tag="heartbeat"):
 class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens spent, as the engine counted them; unknown stays absent and is never zero."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class Usage(_Event, frozen=True, tag="usage"):
     """Tokens spent, as soon as they are known."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
     def tokens(self) -> Tokens:
         return Tokens(self.prompt_tokens, self.completion_tokens)

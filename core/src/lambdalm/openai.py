@@ -17,8 +17,10 @@ from lambdalm import sse
 from lambdalm.chat import ChatRequest
 from lambdalm.errors import Code, LlmError
 from lambdalm.events import (
+    Count,
     Finished,
     FinishReason,
+    Index,
     ReasoningDelta,
     Started,
     StreamEvent,
@@ -69,7 +71,7 @@ class _Function(msgspec.Struct, frozen=True):
 
 
 class _ToolCall(msgspec.Struct, frozen=True):
-    index: int | None = None  # None in an answer that is no stream
+    index: Index | None = None  # None in an answer that is no stream
     id: str | None = None
     function: _Function = _Function()
 
@@ -90,8 +92,8 @@ class _Choice(msgspec.Struct, frozen=True):
 
 
 class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True):
