@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_proxy import door
 from lambdalm import timings
 from lambdalm.errors import Code, ErrorBody, LlmError
-from lambdalm.events import Answer, Delta, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from lambdalm.events import Answer, Delta, Finished, FinishReason, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
 from lambdalm.stream import ErrorAnswer, encode_event
 from lambdalm.testing.raw_http import OK_SSE, Peer, Play, RawServer, answer
 from lambdalm_proto.v1 import llm_pb2 as pb
@@ -416,8 +416,9 @@ async def test_many_calls_at_a_time_keep_their_answers_apart(wire: Wire) -> None
     assert [whole.text for whole in found] == prompts
 
 
-def plain(text: str) -> bytes:
-    body = msgspec.json.encode(Answer("r1", "tiny", text, FinishReason.STOP, timings=TIMINGS))
+def plain(text: str, *tools: ToolCall, model: str = "tiny") -> bytes:
+    found = Answer("r1", model, text, FinishReason.STOP, tool_calls=tools, timings=TIMINGS)
+    body = msgspec.json.encode(found)
     return answer("200 OK", "application/json", body)
 
 
@@ -459,6 +460,21 @@ async def test_an_answer_over_the_message_limit_says_what_to_do(wire: Wire, memo
     assert details(error) == ("proxy", None)
     wire.sends(plain("λ" * 7_000))
     assert (await wire.stub.Generate(request)).text == "λ" * 7_000
+
+
+@wired(limits={"max_message_bytes": 20_000})
+@pytest.mark.parametrize(
+    "sent",
+    [
+        plain("", *[ToolCall("x" * 50, "y" * 50)] * 200),
+        plain("", *[ToolCall()] * 20_000),
+        plain("", model="x" * 20_000),
+    ],
+    ids=["tool calls", "empty tool calls", "its model's name"],
+)
+async def test_all_of_an_answer_counts_to_the_message_limit(wire: Wire, sent: bytes) -> None:
+    wire.sends(sent)
+    assert (await refused(wire.stub.Generate(HELLO))).code() is grpc.StatusCode.OUT_OF_RANGE
 
 
 async def test_a_text_over_the_message_limit_comes_as_a_stream(wire: Wire) -> None:

@@ -303,8 +303,8 @@ class Answering:
 
     def _check_size(self, answer: Answer) -> None:
         """Raises `LlmError(OUT_OF_RANGE)` for an answer that no message can hold."""
-        said = (answer.text, answer.reasoning or "", *(tool.arguments for tool in answer.tool_calls))
-        if 4 * sum(map(len, said)) + _AROUND <= self._max_bytes:  # no character has more bytes
+        said = len(answer.text) + len(answer.reasoning or "") + len(answer.id) + len(answer.model)
+        if 4 * said + _AROUND <= self._max_bytes and not answer.tool_calls:  # no character has more bytes
             return
         size = messages.answer_to_proto(answer).ByteSize() + _AROUND
         if size > self._max_bytes:
