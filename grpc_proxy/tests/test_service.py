@@ -483,6 +483,15 @@ async def test_a_text_over_the_message_limit_comes_as_a_stream(wire: Wire) -> No
     assert said([event async for event in wire.stub.GenerateStream(HELLO)]) == text
 
 
+async def test_a_tool_call_over_the_message_limit_comes_as_a_stream(wire: Wire) -> None:
+    arguments = "λ" * 3_000_000
+    wire.sends(plain("", ToolCall("c1", "add", arguments), ToolCall("c2", "sub", "{}")))
+    found = [event.tool_call_delta async for event in wire.stub.GenerateStream(HELLO)]
+    called = [delta for delta in found if delta.arguments]
+    assert "".join(delta.arguments for delta in called if delta.index == 0) == arguments
+    assert [(delta.index, delta.id, delta.name) for delta in called if delta.id] == [(0, "c1", "add"), (1, "c2", "sub")]
+
+
 @wired(stream={"write_seconds": 0.5})
 async def test_a_reader_that_takes_nothing_ends_the_generation(wire: Wire) -> None:
     left = asyncio.Event()

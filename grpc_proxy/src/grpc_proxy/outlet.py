@@ -8,15 +8,17 @@ for long is closed. So a frame costs no timer of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from grpc_proxy.config import StreamConfig
 from grpc_proxy.interrupt import Interrupt
 from lambdalm.coalesce import Coalescer
 from lambdalm.errors import Code, LlmError
-from lambdalm.events import Delta, Heartbeat, ReasoningDelta, StreamEvent, TextDelta, join
+from lambdalm.events import Delta, Heartbeat, StreamEvent, ToolCallDelta, join
 from lambdalm.rpc import messages
 
 _SWEEPS = 10  # of the watchdog, in the shortest time that it watches over
@@ -79,11 +81,10 @@ class Outlet:
             await asyncio.wait({self._beat})
         self._deltas += sum(isinstance(event, Delta) for event in batch)
         for event in batch if len(batch) == 1 else join(batch):
-            if not isinstance(event, TextDelta | ReasoningDelta) or len(event.text) <= _MOST_TEXT:
+            if not isinstance(event, Delta) or _length(event) <= _MOST_TEXT:
                 await self._write(messages.event_to_proto(event).SerializeToString())
                 continue
-            for at in range(0, len(event.text), _MOST_TEXT):
-                part = type(event)(event.text[at : at + _MOST_TEXT])
+            for part in _parts(event):
                 await self._write(messages.event_to_proto(part).SerializeToString())
 
     def check(self, now: float, heartbeat_seconds: float, write_seconds: float) -> None:
@@ -103,6 +104,22 @@ class Outlet:
         await self._write_message(message)
         self._writing_since = None
         self._written = self._loop.time()
+
+
+def _length(delta: Delta) -> int:
+    return len(delta.arguments if isinstance(delta, ToolCallDelta) else delta.text)
+
+
+def _parts(delta: Delta) -> Iterator[Delta]:
+    """The same in several, of `_MOST_TEXT` characters at most."""
+    for at in range(0, _length(delta), _MOST_TEXT):
+        end = at + _MOST_TEXT
+        if not isinstance(delta, ToolCallDelta):
+            yield type(delta)(delta.text[at:end])
+        elif at == 0:
+            yield msgspec.structs.replace(delta, arguments=delta.arguments[:end])
+        else:
+            yield ToolCallDelta(delta.index, arguments=delta.arguments[at:end])
 
 
 class Watchdog:
