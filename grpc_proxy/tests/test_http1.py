@@ -478,6 +478,26 @@ async def test_a_connection_that_does_not_come_about_in_time_says_so(client: Htt
         await client.ask("GET", url, {}, b"", SOON)
 
 
+@on_both_loops
+async def test_an_address_that_is_silent_does_not_hold_up_the_next(
+    client: Http1, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def found(host: str, *port: Any, **parts: Any) -> list[Any]:
+        if host != "backend":
+            return await resolve(host, *port, **parts)
+        ports = (silent.port, server.port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)) for port in ports]
+
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+    monkeypatch.setattr(loop, "getaddrinfo", found)
+    with deaf() as silent:
+        async with RawServer(sends(KEPT)) as server:
+            assert (
+                await whole(await client.ask("GET", URL("http://backend/query"), {}, b"", 5)) == BODY
+            )  # seconds: the default
+
+
 @pytest.mark.parametrize("line", ["a\r\nX-Evil: 1", "a\nb", "\r"])
 @on_both_loops
 async def test_no_header_has_a_line_break(client: Http1, line: str) -> None:

@@ -20,6 +20,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import cast
 
+import aiohappyeyeballs
 import httptools
 from multidict import CIMultiDict
 from yarl import URL
@@ -31,11 +32,12 @@ from grpc_proxy.http_client import (
     Gate,
     UnreachableError,
     reason,
-    watch_host,
+    watching_socket,
 )
 
 _MAX_AROUND = 64 * 1024  # bytes without any of a body: headers, trailers, what else is around chunks
 _MAX_WAITING = 128 * 1024  # bytes of a body that wait for their reader; above, the server is paused
+_NEXT_SECONDS = 0.25  # of silence from one address of a host, before another is tried, too
 
 Address = tuple[str, int]
 
@@ -106,22 +108,16 @@ class Http1:
     async def _connect(self, address: Address) -> _Connection:
         """Raises OSError."""
         loop = asyncio.get_running_loop()
-        error: OSError = ConnectionError(f"{address[0]} has no address")
-        for family, kind, protocol, _, found in await loop.getaddrinfo(*address, type=socket.SOCK_STREAM):
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                watch_host(sock)
-                await loop.sock_connect(sock, found)
-                return (await loop.create_connection(lambda: _Connection(self, address, sock), sock=sock))[1]  # noqa: B023
-            except OSError as failed:
-                sock.close()
-                error = failed
-            except BaseException:
-                sock.close()
-                raise
-        raise error
+        found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        sock = await aiohappyeyeballs.start_connection(
+            found, happy_eyeballs_delay=_NEXT_SECONDS, interleave=1, socket_factory=watching_socket
+        )
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return (await loop.create_connection(lambda: _Connection(self, address, sock), sock=sock))[1]
+        except BaseException:
+            sock.close()
+            raise
 
     def _sweep_later(self) -> None:
         self._sweeping = asyncio.get_running_loop().call_later(KEPT_SECONDS / 2, self._sweep)

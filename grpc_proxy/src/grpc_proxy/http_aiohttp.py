@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Mapping
 
 import aiohttp
@@ -19,7 +18,7 @@ from grpc_proxy.http_client import (
     Response,
     UnreachableError,
     reason,
-    watch_host,
+    watching_socket,
 )
 
 
@@ -28,7 +27,7 @@ class Aiohttp:
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS, socket_factory=_socket),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS, socket_factory=watching_socket),
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -117,10 +116,3 @@ def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
     future = protocol.closed if protocol is not None else None
     if future is not None:
         future.add_done_callback(closed)
-
-
-def _socket(address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    watch_host(made)
-    return made

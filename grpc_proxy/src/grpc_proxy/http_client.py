@@ -73,11 +73,19 @@ class Client(Protocol):
         ...
 
 
-def watch_host(sock: socket.socket) -> None:
-    """Notice within 11 s that the other host is gone (no RST comes then): a silent model answers TCP's probes."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+Address = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[object, ...]]
+"""As getaddrinfo gives it."""
+
+
+def watching_socket(address: Address) -> socket.socket:
+    """One that notices within 11 s that the other host is gone (no RST comes then): a silent model answers TCP's
+    probes."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _WATCHED:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def reason(error: BaseException) -> str:
