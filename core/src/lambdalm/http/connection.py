@@ -37,7 +37,7 @@ from lambdalm.http.cycle import Cycle, RequestError
 from lambdalm.http.request_reader import RequestReader
 from lambdalm.timings import HopClock
 
-_SLICE = 4096  # bytes for the reader at a time: what is read ahead of an answer stays small
+_SLICE = 1024  # bytes for the reader at a time: what is read ahead of an answer, or at once, stays small
 _LINGER_SECONDS = 2.0  # for a client to read the answer to a request that it is still sending
 
 _REQUEST_ID = calls.REQUEST_ID.encode()
@@ -155,13 +155,22 @@ class Connection(HttpToolsProtocol):
         return ahead
 
     def _feed(self, data: bytes) -> None:
-        for start in range(0, len(data), _SLICE):
+        start = 0
+        while start < len(data) and not self.deaf:
             if self._is_busy:
                 self._keep_for_later(data[start:])
-                return
-            self._reader.feed(data[start : start + _SLICE])
-            if self.deaf:
-                return
+                break
+            end = start + max(_SLICE, self._announced)
+            self._reader.feed(data[start:end])
+            start = end
+
+    @property
+    def _announced(self) -> int:
+        """Bytes that are still to come of a body whose length is known: they cost little, however many they are."""
+        cycle = self._reader.cycle
+        if cycle is None or not cycle.more_body or math.isinf(cycle.length):
+            return 0
+        return int(cycle.length) - cycle.received
 
     # What the reader tells
 
@@ -281,6 +290,8 @@ class Connection(HttpToolsProtocol):
             self._stop_listening()
         else:
             cycle.refuse(refusal)
+            self._stop_listening()
+            self._expect(None)
 
     def _close(self, lingers: bool = False) -> None:
         """Close when all is written; a client that is still sending may read its answer before the reset."""

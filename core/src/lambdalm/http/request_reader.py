@@ -18,7 +18,7 @@ from lambdalm.http.cycle import Cycle, RequestError
 if TYPE_CHECKING:
     from lambdalm.http.connection import Connection
 
-_PIECES = 1024  # of a body, however small; of more, each has _PIECE_BYTES on average: a chunk costs more than its bytes
+_PIECES = 256  # of a body, however small; of more, each has _PIECE_BYTES on average: a chunk costs more than its bytes
 _PIECE_BYTES = 64
 
 
