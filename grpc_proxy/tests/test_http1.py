@@ -345,6 +345,28 @@ async def test_an_idle_connection_is_closed_after_a_while(client: Http1, monkeyp
 
 
 @on_both_loops
+async def test_an_answer_before_the_end_of_its_request_ends_the_connection(client: Http1) -> None:
+    connections = 0
+
+    async def serves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(KEPT)
+        await over.wait()  # and reads no more
+        writer.close()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(serves, "127.0.0.1", 0) as server:
+        url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/query")
+        for _ in range(2):
+            response = await client.ask("POST", url, {}, b"x" * 20_000_000, WAIT)
+            assert await whole(response) == BODY
+        over.set()
+    assert connections == 2
+
+
+@on_both_loops
 async def test_an_old_connection_is_not_used(client: Http1, monkeypatch: pytest.MonkeyPatch) -> None:
     keeping = Keeping(KEPT, KEPT)
     async with RawServer(keeping.play) as server:

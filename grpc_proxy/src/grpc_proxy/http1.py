@@ -174,7 +174,10 @@ class _Connection(asyncio.Protocol):
     def done(self, reusable: bool) -> None:
         """Its answer is read."""
         self._response = None
-        if reusable and self._transport is not None and not self._transport.is_closing():
+        transport = self._transport
+        # A server that has answered before it had all of the request may never read the rest, nor what is behind it.
+        sent = transport is not None and not transport.is_closing() and not transport.get_write_buffer_size()
+        if reusable and sent:
             self.resume()
             self._owner.keep(self)
         else:
