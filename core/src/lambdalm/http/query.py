@@ -58,18 +58,21 @@ async def _frames(
 ) -> AsyncGenerator[bytes, None]:
     """The stream as bytes. What is raised before the first of them is raised; later it is the last event."""
     clock: HopClock = flask.g.clock
+    contract = StreamContract()
     begun = False
     try:
         with hop.call() as call, coalescer.stream() if coalescer is not None else contextlib.nullcontext():
-            async with (
-                contextlib.aclosing(open_stream(request, call)) as source,
-                contextlib.aclosing(_checked(source, clock)) as checked,
-            ):
-                async for batch in checked:
-                    if coalescer is not None and begun:
-                        await _hold_back(batch, coalescer)
-                    begun = True
-                    yield b"".join(map(encode_event, batch))
+            async with contextlib.aclosing(open_stream(request, call)) as source:
+                async for batch in source:
+                    events, failure = _accepted(batch, contract, clock)
+                    if events:
+                        if coalescer is not None and begun:
+                            await _hold_back(events, coalescer)
+                        begun = True
+                        yield b"".join(map(encode_event, events))
+                    if failure is not None:
+                        raise failure
+            contract.close()
             logs.request_line("streamed", request_id=call.id, ms=clock.total_ms())
     except LlmError as error:
         if not begun:
@@ -83,20 +86,17 @@ async def _frames(
         yield encode_error(bug(hop.name), clock.timings())
 
 
-async def _checked(source: Batches, clock: HopClock) -> Batches:
-    """The same batches, held to the contract, with this hop's time in the end; a batch before a failure comes first."""
-    contract = StreamContract()
-    async for batch in source:
-        found: list[StreamEvent] = []
-        try:
-            for event in batch:
-                found.append(_timed(contract.accept(event), clock))
-        except LlmError:
-            if found:
-                yield found
-            raise
-        yield found
-    contract.close()
+def _accepted(
+    batch: list[StreamEvent], contract: StreamContract, clock: HopClock
+) -> tuple[list[StreamEvent], LlmError | None]:
+    """The batch up to the first event that breaks the contract, with this hop's time in the end; and that failure."""
+    events: list[StreamEvent] = []
+    try:
+        for event in batch:
+            events.append(_timed(contract.accept(event), clock))
+    except LlmError as failure:
+        return events, failure
+    return events, None
 
 
 def _timed(event: StreamEvent, clock: HopClock) -> StreamEvent:
