@@ -84,6 +84,23 @@ def test_a_refused_head_request_has_no_body(full: Hop) -> None:
     assert rest.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        query_bytes(ASK, Connection="close"),
+        query_bytes(ASK, Expect="100-continue"),
+        b"GET /refused HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n",
+    ],
+)
+def test_nothing_is_answered_after_a_last_refusal(full: Hop, last: bytes) -> None:
+    with full.connect() as connection:
+        connection.send(last + request_bytes("GET", "/things", LAST))
+        received = connection.rest()
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nConnection: close\r\n" in received
+
+
 def test_refusals_wait_for_their_reader(full: Hop) -> None:
     """One who asks on and reads nothing holds the buffers of one connection, and is not read any further."""
     rss = Process(full.pid).memory_info().rss

@@ -181,6 +181,8 @@ class Connection(HttpToolsProtocol):
 
     def on_head(self, cycle: Cycle) -> None:
         """A request's head is whole."""
+        if self.deaf:  # it came in one piece with a request whose answer is the last
+            return
         if self._current is None or self._current.response_complete:
             self._begin(cycle)
         else:
@@ -221,8 +223,9 @@ class Connection(HttpToolsProtocol):
         if self.flow.write_paused or cycle.scope["method"] == "HEAD":
             self._start_asgi_task(cycle, partial(_answer, reply))
             return
-        self._write(reply, closes=cycle.answer_past_app())
-        if cycle.closes or not cycle.more_body:  # else the end of the body leads to the next request
+        stays = cycle.answer_past_app()
+        self._write(reply, closes=not stays)
+        if not (stays and cycle.more_body):  # else the end of the body leads to the next request
             self.loop.call_soon(self.on_response_complete)
 
     def on_response_complete(self) -> None:

@@ -100,11 +100,10 @@ class Cycle(RequestResponseCycle):
         self.keep_alive = self.stays  # for the head; then it is not uvicorn that closes
 
     def answer_past_app(self) -> bool:
-        """The whole answer is written by the connection; says whether that closes after it."""
+        """The whole answer is written by the connection; says whether that stays open after it."""
         self._start([(b"content-length", b"")])
-        self.closes = not self.keep_alive
         self.response_started = self.response_complete = True
-        return self.closes
+        return self.stays
 
     def write_last(self, piece: bytes) -> None:
         """One more piece of a stream's body, also when its reader takes nothing now."""
