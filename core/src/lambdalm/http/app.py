@@ -109,10 +109,10 @@ class HttpHop:
         return response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request, as ASGI has it; `scope` is one of `lambdalm.http.connection`."""
-        cycle: Cycle = scope["lambdalm.cycle"]
+        """Answer one request, as ASGI has it; `receive` is that of a `Cycle`."""
+        cycle: Cycle = receive.__self__
         try:
-            route, response = await self._respond(_environ(scope), cycle)
+            route, response = await self._respond(_environ(scope, cycle), cycle)
             if isinstance(response, Streamed):
                 await _write_stream(response, cycle)
             else:
@@ -137,6 +137,7 @@ class HttpHop:
                     found = await found
             except Exception as error:  # noqa: BLE001  # as Flask does
                 found = app.handle_user_exception(error)
+                error.__traceback__ = error.__context__ = None  # their frames hold the request, which holds the error
             response = app.finalize_request(found)
             rule = context.request.url_rule
             return "" if rule is None else rule.rule, response
@@ -189,7 +190,7 @@ def _span(request_id: str) -> Span:
     return tracing.span(f"{request.method} {route}", "server", tracing.read(request.headers.get), known)
 
 
-def _environ(scope: Any) -> dict[str, Any]:
+def _environ(scope: Any, cycle: Cycle) -> dict[str, Any]:
     """The request as WSGI has it (PEP 3333), which Flask reads; its body is read through `HttpHop.body` instead."""
     server = scope["server"] or ("localhost", 80)
     environ: dict[str, Any] = {
@@ -208,7 +209,7 @@ def _environ(scope: Any) -> dict[str, Any]:
         "wsgi.multithread": False,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
-        "lambdalm.cycle": scope["lambdalm.cycle"],
+        "lambdalm.cycle": cycle,
     }
     for name, value in scope["headers"]:
         key = _wsgi_name(name)

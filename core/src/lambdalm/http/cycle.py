@@ -46,7 +46,6 @@ class Cycle(RequestResponseCycle):
             keep_alive=stays,
             on_response=connection.on_response_complete,
         )
-        scope["lambdalm.cycle"] = self
         self.clock = HopClock(connection.shared.hop)
         self.length = length
         self.received = 0
