@@ -37,6 +37,7 @@ STDOUT = "-"
 _WORD_SECONDS = 60.0  # between two words on dropped lines
 _CLOSE_SECONDS = 5.0
 _BEAT_SECONDS = 0.2
+_MOST_PIECES = 256  # of a text, before they are joined
 _OVERHEAD = 1024  # characters, for what is no text
 _PARAMETERS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "stop", "seed")
 
@@ -210,20 +211,28 @@ class Recording:
 
 
 class _Text:
-    """Grows by pieces, up to `limit` characters and the sign that there was more."""
+    """Grows by pieces, up to `limit` characters and the sign that there was more.
+
+    Many small texts take several times their size, and what they took is not given back to the system.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._joined: list[str] = []
         self._pieces: list[str] = []
         self._length = 0
 
     def add(self, piece: str) -> None:
-        if self._length <= self._limit:
-            self._pieces.append(piece)
-            self._length += len(piece)
+        if self._length > self._limit:
+            return
+        self._length += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) >= _MOST_PIECES:
+            self._joined.append("".join(self._pieces))
+            self._pieces.clear()
 
     def all(self) -> str:
-        return _cut("".join(self._pieces), self._limit)
+        return _cut("".join(self._joined + self._pieces), self._limit)
 
 
 def _cut(text: str, limit: int) -> str:

@@ -36,6 +36,7 @@ from grpc_proxy.http_client import (
 )
 
 _MAX_AROUND = 64 * 1024  # bytes without any of a body: headers, trailers, what else is around chunks
+_BETWEEN = 4  # bytes between a header's name, its value and the next header
 _MAX_WAITING = 128 * 1024  # bytes of a body that wait for their reader; above, the server is paused
 _NEXT_SECONDS = 0.25  # of silence from one address of a host, before another is tried, too
 
@@ -277,6 +278,7 @@ class Http1Response:
         """Whether its connection is good for another request."""
         self._connection = connection
         self._found: list[tuple[bytes, bytes]] = []
+        self._header_bytes = 0
         self._framed = False  # whether its headers say where its body ends
         self._pieces: list[bytes] = []
         self._waiting = 0  # bytes of them
@@ -353,6 +355,9 @@ class Http1Response:
         if self.status:  # a trailer
             return
         self._found.append((name, value))
+        self._header_bytes += len(name) + len(value) + _BETWEEN
+        if self._header_bytes > _MAX_AROUND:
+            raise BrokenOffError  # to the parser, which ends with it
 
     def on_headers(self, status: int) -> None:
         if status < 200:  # 100 Continue, 103 Early Hints: the answer itself is to come

@@ -17,6 +17,7 @@ from yarl import URL
 
 KEPT_SECONDS = 4.0  # that an idle connection is kept: less than servers do, of which uvicorn's 5 s are the shortest
 FAREWELL_SECONDS = 1.0  # for the end of a body whose answer has ended, so that its connection can be used again
+_RECEIVE_BUFFER = 128 * 1024  # bytes; Linux doubles it
 _WATCHED = (
     (socket.TCP_KEEPIDLE, 5),  # seconds of silence before the first probe,
     (socket.TCP_KEEPINTVL, 2),  # and between them
@@ -82,6 +83,8 @@ def watching_socket(address: Address) -> socket.socket:
     probes."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
+    # What a model says ahead of a slow reader waits with the model, not in megabytes of this machine's kernel.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _WATCHED:
         made.setsockopt(socket.IPPROTO_TCP, option, value)
