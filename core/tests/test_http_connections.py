@@ -88,7 +88,6 @@ def test_a_refused_head_request_has_no_body(full: Hop) -> None:
     "last",
     [
         query_bytes(ASK, Connection="close"),
-        query_bytes(ASK, Expect="100-continue"),
         b"GET /refused HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n",
     ],
 )
@@ -98,7 +97,7 @@ def test_nothing_is_answered_after_a_last_refusal(full: Hop, last: bytes) -> Non
         received = connection.rest()
     assert received.count(b"HTTP/1.1 ") == 1
     assert received.startswith(b"HTTP/1.1 503 ")
-    assert b"\r\nConnection: close\r\n" in received
+    assert b"\r\nconnection: close\r\n" in received
 
 
 def test_refusals_wait_for_their_reader(full: Hop) -> None:
@@ -405,3 +404,36 @@ def test_a_time_budget_runs_while_the_body_comes(hop: Hop) -> None:
         select.select([connection.sock], [], [], 0.3)
         connection.send(request[-1:])
         assert connection.answer().status == 504
+
+
+# Many requests at once
+
+
+def test_of_many_calls_at_once_only_those_over_the_limit_are_refused(tmp_path: Path) -> None:
+    stall = query_bytes({"prompt": "x", "model": "stall", "stream": True})
+    with running(tmp_path / "log", max_in_flight=10) as small, contextlib.ExitStack() as stack:
+        connections = found_at_once(stack, small, 50, stall)
+        assert sorted(connection.answer().status for connection in connections) == [200] * 10 + [503] * 40
+        assert refusals(small.get("/metrics").content) == 40, "each before the app saw it"
+
+
+def refusals(metrics: bytes) -> int:
+    """How many requests a full hop has refused before its app saw them."""
+    found = re.search(rb'^lambdalm_http_refusals_total\{reason="in flight"\} (\d+)', metrics, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def test_refusals_on_one_connection_leave_turns_to_others(full: Hop) -> None:
+    before = refusals(full.get("/metrics").content)
+    full.process.send_signal(signal.SIGSTOP)
+    with full.connect() as many, full.connect() as one:
+        many.send(request_bytes("GET", "/refused", LOCAL) * 5000)
+        one.send(request_bytes("GET", "/metrics", LAST))
+        full.process.send_signal(signal.SIGCONT)
+        assert refusals(one.rest()) - before < 500
+
+
+def test_hundreds_of_connections_are_accepted_at_once(full: Hop) -> None:
+    with contextlib.ExitStack() as stack:
+        connections = found_at_once(stack, full, 500, query_bytes(ASK))
+        assert {connection.answer().status for connection in connections} == {503}

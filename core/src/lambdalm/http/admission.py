@@ -35,11 +35,11 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def refusal(self) -> LlmError | None:
-        """The error for a call that would be one too many, or comes after `stop_all`; None while there is room."""
+    def refusal(self, ahead: int = 0) -> LlmError | None:
+        """The error for a call that would be one too many after `ahead` others, or comes after `stop_all`; or None."""
         if self._stopped:
             return shutting_down()
-        if len(self._calls) < self._limit:
+        if len(self._calls) + ahead < self._limit:
             return None
         why = f"{self._limit} requests are in flight, which is the limit: come back later"
         return FullError(why, _COME_BACK)

@@ -60,7 +60,20 @@ class Shared:
         """Set when the last open connection has closed."""
         self.held = 0
         """Bytes held for all clients: of bodies that are not whole, and sent ahead."""
+        self._begun = 0
         self.max_held = 2 * limits.max_in_flight * limits.body_bytes
+
+    def refusal(self) -> LlmError | None:
+        """The error for one more call; those begun in this turn of the loop, which are not in flight yet, count."""
+        refusal = self.lifecycle.in_flight.refusal(self._begun)
+        if refusal is None:
+            if self._begun == 0:
+                asyncio.get_running_loop().call_soon(self._end_turn)
+            self._begun += 1
+        return refusal
+
+    def _end_turn(self) -> None:
+        self._begun = 0
 
     def make_room(self) -> None:
         """End the body that has been under way the longest."""
@@ -209,7 +222,7 @@ class Connection(HttpToolsProtocol):
         self._current = cycle
         self._expect(self.shared.limits.body_seconds if cycle.more_body else None)
         if cycle.scope["path"] not in self.shared.open_paths:
-            refusal = self.shared.lifecycle.in_flight.refusal()
+            refusal = self.shared.refusal()
             if refusal is not None:
                 self.shared.metrics.refused("in flight")
                 complaints.log("refused", peer=self._peer, **refusal.for_log())
@@ -218,15 +231,18 @@ class Connection(HttpToolsProtocol):
         self._start_asgi_task(cycle, self.app)
 
     def _refuse(self, refusal: LlmError, cycle: Cycle) -> None:
-        """Answer without the app: at once, unless the client does not take what it has been sent."""
+        """Answer without the app: one request in each turn of the loop, and when the client takes what it is sent."""
         reply = contract.failure(refusal, _request_id(cycle), cycle.clock)
-        if self.flow.write_paused or cycle.scope["method"] == "HEAD":
+        if self.flow.write_paused:
             self._start_asgi_task(cycle, partial(_answer, reply))
-            return
-        stays = cycle.answer_past_app()
-        self._write(reply, closes=not stays)
-        if not (stays and cycle.more_body):  # else the end of the body leads to the next request
-            self.loop.call_soon(self.on_response_complete)
+        else:
+            self.loop.call_soon(self._write_refusal, cycle, reply)
+
+    def _write_refusal(self, cycle: Cycle, reply: Reply) -> None:
+        if not cycle.disconnected:
+            with_body = cycle.scope["method"] != "HEAD"
+            self._write(reply, closes=not cycle.answer_past_app(), with_body=with_body)
+            self.on_response_complete()
 
     def on_response_complete(self) -> None:
         """The answer is written. The rest of its body is dropped as it comes; then it is the next request's turn."""
@@ -307,12 +323,13 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _write(self, reply: Reply, closes: bool) -> None:
+    def _write(self, reply: Reply, closes: bool, with_body: bool = True) -> None:
         lines = [STATUS_LINE[reply.status]]
         lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-        lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in reply.headers.items()]
-        lines += [b"Connection: close\r\n"] if closes else []
-        self.transport.write(b"%bContent-Length: %d\r\n\r\n%b" % (b"".join(lines), len(reply.body), reply.body))
+        lines += [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in reply.headers.items()]
+        lines += [b"connection: close\r\n"] if closes else []
+        body = reply.body if with_body else b""
+        self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (b"".join(lines), len(reply.body), body))
 
     # Deadlines
 

@@ -6,11 +6,13 @@ has been opened on purpose and takes every name, unless `allowed_hosts` names th
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Callable
 
 _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound
+_LONGEST = 260  # characters of a name and a port
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]*)(?::[0-9]{1,5})?", re.IGNORECASE)
 
 
@@ -36,13 +38,14 @@ def allow_list(listen_host: str, allowed_hosts: str | None) -> Callable[[str], b
     exact = {"localhost", _name(listen_host), *(name for name in allowed if not name.startswith("."))}
     endings = (".localhost", *(name for name in allowed if name.startswith(".")))
 
+    @functools.lru_cache(256)
     def allows(host: str) -> bool:
         name = _name(host)
         if name is None:
             return False
         return everything or name in exact or name.endswith(endings) or _is_address(name)
 
-    return allows
+    return lambda host: len(host) <= _LONGEST and allows(host)
 
 
 def _name(authority: str) -> str | None:

@@ -36,6 +36,7 @@ from lambdalm.workers import Worker
 from lambdalm.workers import run as run_workers
 
 _BACKLOG = 2048
+_ACCEPTED_AT_ONCE = 200  # connections in a turn of the loop
 _SEND_BUFFER = 128 * 1024  # bytes that the kernel holds for a reader; Linux doubles it
 _SPARE_DESCRIPTORS = 128  # for files, the store, the next hop
 # Between measurements of the loop's lag. To wake an idle process costs more than a frame, so a quiet one measures less.
@@ -188,6 +189,35 @@ class _Server(uvicorn.Server):
         """Leave the signals to `stop`."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; from then on `_accept` helps."""
+        assert sockets is not None
+        await super().startup(sockets)
+        self._listener = sockets[0].dup()
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        """Accept what libuv leaves waiting: it takes one connection in a turn, and a busy loop has few turns."""
+        with contextlib.suppress(OSError):
+            for _ in range(_ACCEPTED_AT_ONCE):
+                accepted, _ = self._listener.accept()
+                task = self._loop.create_task(self._connect(accepted))
+                self.server_state.tasks.add(task)
+                task.add_done_callback(self.server_state.tasks.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        def connection() -> Connection:
+            return Connection(self._shared, self.config, self.server_state, self.lifespan.state, self._loop)
+
+        await self._loop.connect_accepted_socket(connection, accepted)
+
+    def _stop_accepting(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for server in self.servers:
+            server.close()
+
     async def main_loop(self) -> None:
         """Until it is asked to stop, and has drained."""
         settle()
@@ -220,8 +250,7 @@ class _Server(uvicorn.Server):
         lifecycle.draining.set()
         _log.info("stopping", drain_pause=limits.drain_pause, grace=limits.grace)
         await self._stop.pause(limits.drain_pause)
-        for server in self.servers:
-            server.close()
+        self._stop_accepting()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._all_closed(limits.grace, self._stop.hurry)
