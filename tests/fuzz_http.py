@@ -28,7 +28,7 @@ _PATIENCE = 0.15  # seconds until a client resets a connection on which nothing 
 _RESET = struct.pack("ii", 1, 0)
 
 _CONTRACT = {  # every 5xx that is no fault: its code in the body
-    b"503": (b"RESOURCE_EXHAUSTED", b"UNAVAILABLE"),
+    b"503": (b"RESOURCE_EXHAUSTED", b"UNAVAILABLE", b"retry-after: 1"),  # the last for HEAD, which has no body
     b"504": (b"DEADLINE_EXCEEDED",),
 }
 _ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) ")
