@@ -22,7 +22,7 @@ from bench.hops import HERE, Meter, chain, used
 from bench.report import Table, met, percentile
 from lambdalm.testing.chain import Chain
 
-_TOKENS = 10_000  # a plain answer of some 50 kB
+_TOKENS = (10_000, 50_000)  # of a plain answer: some 50 and 250 kB
 _CLIENTS = 64
 _TIMES = 10
 _BUDGET = 1.0  # seconds
@@ -30,9 +30,6 @@ _ANSWERED = 1.1  # seconds in which every request is to be answered or refused
 _REFUSED = 50.0  # ms, p99
 _GOODPUT = 0.9  # of the peak
 _LOST = 5.0  # seconds after which a request counts as never answered
-_REQUEST = wire.query(prompt="x", model="flood", max_tokens=_TOKENS, memory="off").replace(
-    b"\r\n\r\n", b"\r\nX-Request-Timeout: %g\r\n\r\n" % _BUDGET, 1
-)
 
 
 class Outcome(NamedTuple):
@@ -51,7 +48,13 @@ class Overload(NamedTuple):
     cpu: Mapping[str, float]
 
 
-async def peak(port: int, seconds: float) -> float:
+def request_of(tokens: int) -> bytes:
+    """A plain answer of so many tokens is wanted within the budget."""
+    query = wire.query(prompt="x", model="flood", max_tokens=tokens, memory="off")
+    return query.replace(b"\r\n\r\n", b"\r\nX-Request-Timeout: %g\r\n\r\n" % _BUDGET, 1)
+
+
+async def peak(port: int, request: bytes, seconds: float) -> float:
     """Answers a second that the chain gives to clients that ask again when they have their answer."""
     end = time.perf_counter() + seconds
     answered = 0
@@ -60,7 +63,7 @@ async def peak(port: int, seconds: float) -> float:
         nonlocal answered
         connection = await wire.Connection.open(port)
         while time.perf_counter() < end:
-            response = await connection.ask(_REQUEST)
+            response = await connection.ask(request)
             answered += response.status == 200
         connection.close()
 
@@ -71,8 +74,9 @@ async def peak(port: int, seconds: float) -> float:
 class _Clients:
     """Connections that are kept; a request that finds none idle opens one."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, request: bytes) -> None:
         self._port = port
+        self._request = request
         self._idle: list[wire.Connection] = []
 
     async def ask(self, start: float) -> Outcome:
@@ -80,7 +84,7 @@ class _Clients:
         try:
             async with asyncio.timeout(_LOST):
                 connection = self._idle.pop() if self._idle else await wire.Connection.open(self._port)
-                response = await connection.ask(_REQUEST)
+                response = await connection.ask(self._request)
         except (TimeoutError, OSError):
             return Outcome(0, time.perf_counter() - start, False)
         self._idle.append(connection)
@@ -91,9 +95,9 @@ class _Clients:
             connection.close()
 
 
-async def overload(port: int, meter: Meter, rate: float, seconds: float) -> Overload:
+async def overload(port: int, request: bytes, meter: Meter, rate: float, seconds: float) -> Overload:
     """`rate` requests a second for so long."""
-    clients = _Clients(port)
+    clients = _Clients(port, request)
     start, before = time.perf_counter(), meter.cpu()
     asked: list[asyncio.Task[Outcome]] = []
     while (now := time.perf_counter()) < start + seconds:
@@ -106,7 +110,7 @@ async def overload(port: int, meter: Meter, rate: float, seconds: float) -> Over
     return Overload(outcomes, took, cpu)
 
 
-def _table(found: Overload, most: float) -> Table:
+def _table(found: Overload, most: float, tokens: int) -> Table:
     answered = [one for one in found.outcomes if one.status == 200]
     refused = [one for one in found.outcomes if one.status in (429, 503)]
     late = [one for one in found.outcomes if one.status == 504]
@@ -129,23 +133,23 @@ def _table(found: Overload, most: float) -> Table:
     ]
     shares = ", ".join(f"{name} {100 * seconds / found.seconds:.0f} %" for name, seconds in found.cpu.items())
     notes = (f"CPU of a core meanwhile: {shares} (of {HERE}: this program)",)
-    return Table(
-        f"(2) {_TIMES} × CPU-bound overload for {found.seconds:.0f} s", ("", "found", "goal", "met"), rows, notes
-    )
+    title = f"(2) {_TIMES} × CPU-bound overload for {found.seconds:.0f} s, plain answers of {tokens} tokens"
+    return Table(title, ("", "found", "goal", "met"), rows, notes)
 
 
-async def _measure(up: Chain, seconds: float) -> Table:
-    meter = Meter.of(up)
-    await peak(up.ports.edge, 2)  # warm up
+async def _measure(up: Chain, tokens: int, seconds: float) -> Table:
+    meter, request = Meter.of(up), request_of(tokens)
+    await peak(up.ports.edge, request, 2)  # warm up
     report.progress(f"the peak, for {seconds / 2:g} s")
-    most = await peak(up.ports.edge, seconds / 2)
+    most = await peak(up.ports.edge, request, seconds / 2)
     report.progress(f"{_TIMES} times {most:.0f} requests a second, for {seconds:g} s")
-    return _table(await overload(up.ports.edge, meter, _TIMES * most, seconds), most)
+    return _table(await overload(up.ports.edge, request, meter, _TIMES * most, seconds), most, tokens)
 
 
 def measure(options: argparse.Namespace) -> list[Table]:
     with chain({}) as up:
-        return [report.show(uvloop.run(_measure(up, options.overload_seconds)))]
+        tables = (uvloop.run(_measure(up, tokens, options.overload_seconds)) for tokens in _TOKENS)
+        return [report.show(table) for table in tables]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
