@@ -22,7 +22,7 @@ from collections.abc import Callable
 from tests.fuzz_target import Found, Target, held, main, remaining_faults, settled
 
 _AT_ONCE = 100  # connections
-_WARM = 2000  # requests before the memory is read for the first time
+_WARM = 2000  # requests, or a tenth, before the memory is read for the first time
 _CLOSES = 15.0  # seconds within which the hop closes after a client's end
 _PATIENCE = 0.15  # seconds until a client resets a connection on which nothing comes
 _RESET = struct.pack("ii", 1, 0)
@@ -288,7 +288,7 @@ class _Run:
 def fuzz(target: Target, requests: int, seed: int) -> Found:
     """So many tries against one hop."""
     start, idle = time.monotonic(), held(target).connections
-    warm = _Run(target, min(_WARM, requests), random.Random(seed))
+    warm = _Run(target, min(max(_WARM, requests // 10), requests), random.Random(seed))
     asyncio.run(_all(warm))
     before = settled(target, idle)
     run = _Run(target, requests, random.Random(seed + 1))

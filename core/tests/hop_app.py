@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -106,11 +107,16 @@ def make_hop(lifecycle: Lifecycle, limits: Limits) -> HttpHop:
     def pid() -> str:
         return str(os.getpid())
 
+    @hop.app.get("/garbage")
+    def garbage() -> str:
+        """How many objects only a garbage collection could free."""
+        return str(gc.collect())
+
     @hop.app.get("/draining")
     def draining() -> str:
         return str(lifecycle.draining.is_set())
 
-    hop.open_paths |= {"/things", "/draining", "/ends", "/pid"}
+    hop.open_paths |= {"/garbage", "/things", "/draining", "/ends", "/pid"}
     return hop
 
 

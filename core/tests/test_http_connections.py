@@ -437,3 +437,22 @@ def test_hundreds_of_connections_are_accepted_at_once(full: Hop) -> None:
     with contextlib.ExitStack() as stack:
         connections = found_at_once(stack, full, 500, query_bytes(ASK))
         assert {connection.answer().status for connection in connections} == {503}
+
+
+# What is left of a connection
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GET / HTTP", b"no request\r\n\r\n", query_bytes(ASK)[:-1], request_bytes("POST", "/query", CHUNKED) + b"z"],
+    ids=["nothing", "half a head", "junk", "half a body", "a broken body"],
+)
+def test_a_lost_connection_leaves_no_garbage(hop: Hop, data: bytes) -> None:
+    hop.get("/garbage")
+    for _ in range(100):
+        with hop.connect() as connection:
+            connection.send(data)
+            connection.sock.shutdown(socket.SHUT_WR)
+            connection.rest()
+    hop.get("/things")
+    assert int(hop.get("/garbage").text) < 100 * 20

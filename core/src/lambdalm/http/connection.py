@@ -128,6 +128,7 @@ class Connection(HttpToolsProtocol):
         self._hold(-self._held)
         self.flow.resume_writing()
         self._reader.close()
+        self._current = None
 
     def eof_received(self) -> None:
         """The client has closed at least its sending half: it has left, also if it does not take what is written."""

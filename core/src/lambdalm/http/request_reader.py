@@ -54,8 +54,9 @@ class RequestReader:
                 self._give_up(self._too_long())
 
     def close(self) -> None:
-        """Nothing more comes; parser and reader refer to each other no more."""
-        self._parser = None
+        """Nothing more comes; parser, reader, request and connection refer to each other no more."""
+        self._parser = self.cycle = None
+        del self._connection
 
     def _read_body_despite_upgrade(self, rest: bytes) -> None:
         """The parser stops after a head with `Upgrade`; no answer here accepts it, so its body is read all the same."""
