@@ -88,7 +88,7 @@ async def _others(target: _Target) -> AsyncIterator[_Seen]:
 
 
 async def _stream(port: int, tokens: int) -> bool:
-    """Whether a stream of so many tokens came to its end."""
+    """Whether a stream of this many tokens came to its end."""
     connection = await wire.Connection.open(port)
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         response = await connection.ask(wire.query(prompt="x", model="slow", max_tokens=tokens, stream=True))
@@ -201,7 +201,7 @@ def measure(options: argparse.Namespace) -> list[Table]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attacked", default="small hop,edge,backend", help="hops (default: %(default)s)")
-    parser.add_argument("--attack-seconds", type=float, default=4, help="each attack lasts so long (default 4)")
+    parser.add_argument("--attack-seconds", type=float, default=4, help="length of each attack (default 4)")
 
 
 if __name__ == "__main__":

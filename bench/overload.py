@@ -49,7 +49,7 @@ class Overload(NamedTuple):
 
 
 def request_of(tokens: int) -> bytes:
-    """A plain answer of so many tokens is wanted within the budget."""
+    """A request for a plain answer of this many tokens, within the budget."""
     query = wire.query(prompt="x", model="flood", max_tokens=tokens, memory="off")
     return query.replace(b"\r\n\r\n", b"\r\nX-Request-Timeout: %g\r\n\r\n" % _BUDGET, 1)
 
@@ -96,7 +96,7 @@ class _Clients:
 
 
 async def overload(port: int, request: bytes, meter: Meter, rate: float, seconds: float) -> Overload:
-    """`rate` requests a second for so long."""
+    """Send `rate` requests a second for `seconds`, whether or not earlier ones were answered."""
     clients = _Clients(port, request)
     start, before = time.perf_counter(), meter.cpu()
     asked: list[asyncio.Task[Outcome]] = []

@@ -163,7 +163,7 @@ async def _all(target: Target, run: _Run) -> None:
 
 
 def fuzz(target: Target, requests: int, seed: int) -> Found:
-    """So many tries against one proxy."""
+    """Send `requests` mutated messages to one proxy."""
     start, idle = time.monotonic(), held(target).connections
     warm = _Run(min(_WARM, requests), random.Random(seed))
     asyncio.run(_all(target, warm))

@@ -236,7 +236,7 @@ class _Run:
                 self._check(data, received)
 
     async def _try(self, data: bytes) -> bytes:
-        # One address has too few ports for so many connections.
+        # One address has too few ports for all these connections.
         here = (f"127.0.0.{self.rng.randrange(2, 250)}", 0)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.target.port, local_addr=here)
         received = bytearray()
@@ -285,7 +285,7 @@ class _Run:
 
 
 def fuzz(target: Target, requests: int, seed: int) -> Found:
-    """So many tries against one hop."""
+    """Send `requests` mutated requests to one hop."""
     start, idle = time.monotonic(), held(target).connections
     warm = _Run(target, min(max(_WARM, requests // 10), requests), random.Random(seed))
     asyncio.run(_all(warm))

@@ -116,7 +116,7 @@ def test_refusals_wait_for_their_reader(full: Hop) -> None:
 
 
 def found_at_once(stack: contextlib.ExitStack, hop: Hop, number: int, data: bytes = b"") -> list[Connection]:
-    """So many connections, with `data` on each, that the server finds all at once."""
+    """Connections with `data` on each, which the server finds all at once."""
     hop.process.send_signal(signal.SIGSTOP)
     connections = [stack.enter_context(hop.connect()) for _ in range(number)]
     for connection in connections:

@@ -1,6 +1,6 @@
 """A small server with workers, for `test_workers`: `python worker_program.py PORT WORKERS [SECONDS]`.
 
-It answers each connection with the process's id. With SECONDS, worker 1 ends by itself with status 3 after so many.
+It answers each connection with the process's id. With SECONDS, worker 1 ends by itself after them, with status 3.
 """
 
 from __future__ import annotations

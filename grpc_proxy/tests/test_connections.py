@@ -1,4 +1,4 @@
-"""What clients may do with gRPC connections: hold so many, stay so long, and leave others in peace."""
+"""Limits on gRPC connections: their number, their age, and what one client may do to others."""
 
 from __future__ import annotations
 

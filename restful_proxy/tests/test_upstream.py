@@ -210,7 +210,7 @@ async def test_a_streams_cookies_are_known_with_its_first_event(proxy: Proxy, gr
 
 
 def failing(proxy: Proxy, fail: Callable[[Any], object], after: int = 0) -> None:
-    """Let both kinds of calls fail so, a stream after so many events."""
+    """Let both kinds of calls fail in this way, a stream after these events."""
 
     def play(request: pb.LLMRequest, context: Any) -> Iterator[pb.LLMStreamEvent]:
         yield from [*begin()][:after]

@@ -273,7 +273,7 @@ class Answering:
             exchange.was_left = True
 
     def _over(self, exchange: Exchange, prepared: Prepared) -> None:
-        """Step 6, which nobody waits for."""
+        """Step 6: runs in the background, after the call has ended."""
         if prepared.begun is not None and prepared.state is not None:
             late = exchange.call.cancelled or exchange.call.remaining() <= _LATE  # it was not the caller who left
             self._later(self._keep(prepared.begun, exchange, State.FAILED if late else prepared.state))

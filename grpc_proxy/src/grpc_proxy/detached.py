@@ -4,9 +4,9 @@ What makes such an answer runs in a task of its own and relays its batches to th
 the run is detached: its batches are dropped, and the answer comes to its end all the same, in its session, where the
 caller finds it on return.
 
-A detached run counts as a call in progress, and those who are there come first. An owner has at most so many of them;
-one more is stopped as its caller leaves. When the server or an upstream is full and a caller comes, the oldest is
-stopped. In either way its turn is kept with what there is of it, as cancelled or failed.
+A detached run counts as a call in progress, and present callers come first. Each owner has a maximum of them
+(`limits.max_detached_per_owner`); one more is stopped when its caller leaves. When the server or an upstream is full
+and a caller comes, the oldest is stopped. Either way the text so far is kept in its turn, as cancelled or failed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DetachedRuns:
         return any(exchange.call is call for exchange in self._detached.values())
 
     async def finish(self, seconds: float) -> None:
-        """Wait for those that run, at most for so many seconds, and then stop them."""
+        """Wait for running ones for at most `seconds`, then stop them."""
         await self._running.stop(seconds)
 
     def _detach(self, run: asyncio.Task[None], exchange: Exchange) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 @contextlib.asynccontextmanager
 async def followed(look: Callable[[], None], seconds: float) -> AsyncIterator[None]:
-    """As long as this lasts, `look` is called every so many seconds; it has to deal with its own errors."""
+    """While inside, call `look` every `seconds`; it has to deal with its own errors."""
     following = asyncio.create_task(_follow(look, seconds))
     try:
         yield

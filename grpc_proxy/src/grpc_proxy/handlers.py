@@ -1,7 +1,7 @@
 """LlmService's gRPC handlers: how its messages are read and written.
 
 A request that cannot be read fails like any other: let in, counted, logged, and refused with INVALID_ARGUMENT, but only
-to a caller whose key is good. gRPC's own handlers would answer UNKNOWN, before anything of ours sees the call.
+to a caller whose key is good. gRPC's own handlers would answer UNKNOWN, before our code sees the call.
 """
 
 from __future__ import annotations

@@ -388,7 +388,7 @@ class Http1Response:
         """Returns when more has come, or the end, and the gate has opened."""
         self._gate = gate
         self._waiter = asyncio.get_running_loop().create_future()
-        if self._pieces:  # which came while nobody waited
+        if self._pieces:  # which came while no reader waited
             self.came()
         await self._waiter
 

@@ -108,7 +108,7 @@ def _wake_when_closed(response: aiohttp.ClientResponse) -> None:
 
     def closed(future: asyncio.Future[None]) -> None:
         if not future.cancelled():
-            future.exception()  # looked at, so that nobody complains that it was not
+            future.exception()  # retrieved, or asyncio warns that it never was
         if not response.content.is_eof() and response.content.exception() is None:
             response.content.set_exception(aiohttp.ServerDisconnectedError())
 

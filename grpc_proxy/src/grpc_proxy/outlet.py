@@ -161,7 +161,7 @@ class Ticks:
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
 
     def hold(self, frame: asyncio.Future[None], deltas: int) -> None:
-        """Set the result of `frame` when a frame made of so many deltas may leave."""
+        """Set the result of `frame` when a frame made of `deltas` deltas may leave."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         delay = self.coalescer.delay(deltas, now)

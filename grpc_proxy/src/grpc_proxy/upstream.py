@@ -68,7 +68,7 @@ class Upstream:
         return Incoming(self, self._named(request), call, gate, stream=True)
 
     async def answer(self, request: ChatRequest, call: Call, saw: Saw) -> Answer:
-        """One whole answer; `saw` takes what comes of it, an empty batch when it comes in one piece. Raises LlmError.
+        """One whole answer; `saw` takes its batches, an empty one when it comes in one piece. Raises LlmError.
 
         A task that is cancelled meanwhile closes the connection, which stops the generation.
         """
@@ -113,7 +113,7 @@ class Upstream:
             REQUEST_TIMEOUT: f"{call.passed_on():.6f}",
         }
         headers = await self._auth.headers("POST", self._dialect.ask_url, asked, body)
-        if span.trace.parent:  # not signed, since whoever forwards the request may change it
+        if span.trace.parent:  # not signed, since a forwarder may change it
             headers = {**headers, **dict(span.trace.headers())}
         response = await self._http.ask("POST", self._url, headers, body, self._connect)
         span.set({"http.response.status_code": response.status})

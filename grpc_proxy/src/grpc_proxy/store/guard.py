@@ -129,7 +129,7 @@ class Guarded:
 
 
 async def ended_in(task: asyncio.Task[Any], seconds: float, monotonic: Callable[[], float] = time.monotonic) -> bool:
-    """Whether the task ends in so many seconds in which this loop runs; the task is left alone in any case."""
+    """Whether the task ends within `seconds`, counting only time in which this loop runs; never cancels the task."""
     while seconds > 0:
         before = monotonic()
         done, _ = await asyncio.wait({task}, timeout=min(seconds, _TICK_SECONDS))
